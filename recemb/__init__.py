@@ -1,0 +1,1 @@
+"""recemb: embedding tables for recommenders, made small, fast and sharded."""

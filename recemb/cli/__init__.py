@@ -1,0 +1,1 @@
+"""The command recemb and its verbs."""

@@ -1,0 +1,1 @@
+"""Raw files to prepared columns on disk, and from there to batches."""

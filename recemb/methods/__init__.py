@@ -1,0 +1,1 @@
+"""Ways to store tables: what each computes and how it is trained."""

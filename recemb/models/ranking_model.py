@@ -1,0 +1,94 @@
+"""The interface of a ranking model: dense columns and embeddings to one logit per example.
+
+Shapes: `B` examples, `F` features, `D` embedding_dim, `W` the sum of all features' widths.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+
+class RankingModel(nn.Module, abc.ABC):
+    """Vectors to logits; a subclass's constructor is its YAML plus `num_dense, embedding_dims`.
+
+    Class attributes:
+        reads_vectors: whether the model reads a vector per feature.
+        reads_first_order: whether it reads a first-order weight per feature, from tables of width 1
+            that the caller makes beside the others.
+
+    Args:
+        num_dense: number of dense columns.
+        embedding_dims: width of each feature's vector, in the order of the embeddings.
+    """
+
+    reads_vectors: ClassVar[bool] = True
+    reads_first_order: ClassVar[bool] = False
+
+    def __init__(self, *, num_dense: int, embedding_dims: Sequence[int]) -> None:
+        super().__init__()
+        self.num_dense = num_dense
+        self.embedding_dims = tuple(embedding_dims)
+
+    @property
+    def num_features(self) -> int:
+        """Return F."""
+        return len(self.embedding_dims)
+
+    @property
+    def vectors_width(self) -> int:
+        """Return W, the columns of `vectors`."""
+        return sum(self.embedding_dims) if self.reads_vectors else 0
+
+    def forward(self, dense: Tensor, embeddings: KeyedTensor) -> Tensor:
+        """Return the logits (B,).
+
+        Args:
+            dense: (B, num_dense) float32.
+            embeddings: first the vectors of all features, if `reads_vectors`, then their
+                first-order weights, if `reads_first_order`; each block in the features' order.
+
+        Raises:
+            ValueError: if the embeddings' width is not what the model was built for.
+        """
+        return self.from_values(dense, embeddings.values())
+
+    def from_values(self, dense: Tensor, values: Tensor) -> Tensor:
+        """Return the logits (B,) from the embeddings' values (B, W [+ F]): tensors in, tensor out,
+        for torch.compile and torch.export.
+        """
+        width = self.vectors_width
+        expected = width + (self.num_features if self.reads_first_order else 0)
+        if values.shape[1] != expected:
+            raise ValueError(
+                f"{type(self).__name__}: embeddings are {values.shape[1]} wide, but the model was "
+                f"built for {expected}; build it with the widths of these tables"
+            )
+        return self.logits(dense, values[:, :width], values[:, width:])
+
+    @abc.abstractmethod
+    def logits(self, dense: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
+        """Return the logits (B,).
+
+        Args:
+            dense: (B, num_dense).
+            vectors: (B, W), the features' vectors side by side; (B, 0) unless `reads_vectors`.
+            weights: (B, F), first-order weights; (B, 0) unless `reads_first_order`.
+        """
+
+    def equal_width(self) -> int:
+        """Return D, the one width that all features share.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        widths = set(self.embedding_dims)
+        if len(widths) != 1:
+            raise ValueError(
+                f"{type(self).__name__} multiplies vectors of different features, so all need one "
+                f"width, but got {sorted(widths)}; choose tables of equal width or a model that "
+                "only concatenates (dnn, dcn, dcnv2)"
+            )
+        return widths.pop()

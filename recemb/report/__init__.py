@@ -1,0 +1,1 @@
+"""Rows of results to tables and summaries."""

@@ -1,0 +1,1 @@
+"""Ids to vectors: table specifications, storage and the lookup engine."""

@@ -1,0 +1,1 @@
+"""The training loop, its stages, optimizers and metrics."""
