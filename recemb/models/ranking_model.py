@@ -56,8 +56,9 @@ class RankingModel(nn.Module, abc.ABC):
         return self.from_values(dense, embeddings.values())
 
     def from_values(self, dense: Tensor, values: Tensor) -> Tensor:
-        """Return the logits (B,) from the embeddings' values (B, W [+ F]): tensors in, tensor out,
-        for torch.compile and torch.export.
+        """Return the logits (B,) from the embeddings' values (B, W [+ F]).
+
+        Tensors in, tensor out, for torch.compile and torch.export.
         """
         width = self.vectors_width
         expected = width + (self.num_features if self.reads_first_order else 0)
@@ -85,6 +86,11 @@ class RankingModel(nn.Module, abc.ABC):
             ValueError: if they differ.
         """
         widths = set(self.embedding_dims)
+        if not widths:
+            raise ValueError(
+                f"{type(self).__name__} multiplies vectors of features, but there is no categorical "
+                "feature; add one or choose a model that reads dense columns alone (lr, dnn)"
+            )
         if len(widths) != 1:
             raise ValueError(
                 f"{type(self).__name__} multiplies vectors of different features, so all need one "
