@@ -88,8 +88,9 @@ class RankingModel(nn.Module, abc.ABC):
         widths = set(self.embedding_dims)
         if not widths:
             raise ValueError(
-                f"{type(self).__name__} multiplies vectors of features, but there is no categorical "
-                "feature; add one or choose a model that reads dense columns alone (lr, dnn)"
+                f"{type(self).__name__} multiplies vectors of features, but there is no "
+                "categorical feature; add one or choose a model that reads dense columns alone "
+                "(lr, dnn)"
             )
         if len(widths) != 1:
             raise ValueError(
