@@ -16,7 +16,7 @@ class Dataset(abc.ABC):
     name: str
 
     @abc.abstractmethod
-    def prepare(self, raw: Path, out: Path) -> Prepared:
+    def prepare(self, raw: Path, out: Path, *, overwrite: bool = False) -> Prepared:
         """Return the prepared form of the raw files under `raw`, writing it to `out` if needed.
 
         A complete set in `out` whose recorded sources and settings still hold is opened as it is;
@@ -25,6 +25,7 @@ class Dataset(abc.ABC):
         Args:
             raw: folder (or file) of the raw data; unused by generators.
             out: folder of the prepared data.
+            overwrite: prepare again whatever is in `out`.
 
         Raises:
             FileNotFoundError: if a raw file is missing; the message says where it was sought and

@@ -1,0 +1,60 @@
+"""`recemb prepare`: raw files to prepared columns, out of core."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from recemb.cli.overrides import explain_bad_overrides
+from recemb.data.dataset import Dataset
+from recemb.data.prepared import Prepared
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; return the exit status."""
+    if complaint := explain_bad_overrides("prepare", arguments):
+        print(f"recemb prepare: {complaint}", file=sys.stderr)
+        return 2
+    sys.argv = ["recemb prepare", *arguments]
+    hydra.main(config_path="pkg://recemb.conf", config_name="prepare", version_base="1.3")(main)()
+    return 0
+
+
+def main(config: DictConfig) -> None:
+    """Prepare the configured data set and print what came of it."""
+    try:
+        prepared = prepare_from(config, overwrite=config.overwrite)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"recemb prepare: {error}", file=sys.stderr)
+        sys.exit(2)
+    rows = ", ".join(f"{split} {prepared.num_rows(split):,}" for split in prepared.splits)
+    num_ids = sum(c.num_embeddings for c in prepared.schema.categorical)
+    print(f"prepared {prepared.folder}")
+    print(f"rows     {rows}")
+    print(
+        f"columns  {len(prepared.schema.dense)} dense, {len(prepared.schema.categorical)} "
+        f"categorical with {num_ids:,} ids"
+    )
+
+
+def prepare_from(config: DictConfig, *, overwrite: bool) -> Prepared:
+    """Return the prepared data that a configuration describes, preparing them if needed.
+
+    They lie under `paths.cache` in a folder named after the data set and the hash of its settings,
+    so that other settings get another folder.
+    """
+    settings = OmegaConf.to_container(config.data, resolve=True)
+    assert isinstance(settings, dict)
+    raw = settings.pop("raw")
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    name = HydraConfig.get().runtime.choices["data"] if HydraConfig.initialized() else "data"
+    out = Path(config.paths.cache) / f"{name}-{digest.hexdigest()[:8]}"
+    dataset = instantiate(settings)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"data._target_ {settings.get('_target_')} is not a recemb Dataset")
+    return dataset.prepare(Path(raw or "."), out, overwrite=overwrite)

@@ -1,0 +1,136 @@
+"""`recemb train`: prepare the data if needed, train, evaluate, save."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.prepare import prepare_from
+from recemb.models.ranking_model import RankingModel
+from recemb.tables.method import Budget
+from recemb.train.configuration import claim_folder, config_hash
+from recemb.train.experiment import Experiment, run_experiment
+from recemb.train.log import NoTracker, RunLog, TensorBoard, Tracker
+from recemb.train.progress import InterruptedFitError
+from recemb.train.summary import describe, read_summary, write_summary
+
+_INTERRUPTED = 130
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; return the exit status."""
+    if complaint := explain_bad_overrides("train", arguments):
+        print(f"recemb train: {complaint}", file=sys.stderr)
+        return 2
+    sys.argv = ["recemb train", *arguments]
+    hydra.main(config_path="pkg://recemb.conf", config_name="train", version_base="1.3")(main)()
+    return 0
+
+
+def main(config: DictConfig) -> float:
+    """Return the monitored validation metric of a run, for Hydra's sweepers.
+
+    User errors end the process with one line and status 2; an interruption with 130.
+    """
+    try:
+        summary = train(config)
+    except InterruptedFitError as interruption:
+        print(f"\n{interruption}", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+        if config.get("traceback"):
+            raise
+        print(f"recemb train: {error}", file=sys.stderr)
+        sys.exit(2)
+    value = summary["metrics"].get(config.trainer.monitor)
+    return float("nan") if value is None else float(value)
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Return the summary of the configured run, training it unless it has finished before."""
+    folder = run_folder(config)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    claim_folder(folder, {str(k): v for k, v in plain.items()})
+    if finished := read_summary(folder / "summary.json"):
+        print(f"{folder} has finished before\n{describe(finished)}")
+        return finished
+    prepared = prepare_from(config, overwrite=False)
+    experiment = Experiment(
+        prepared=prepared,
+        method=instantiate(config.embedding),
+        model=_model_class(config),
+        model_options={
+            str(k): v
+            for k, v in instantiate(config.model, _partial_=True).keywords.items()
+        },
+        table_optimizer=instantiate(config.optimizer.tables),
+        dense_optimizer=instantiate(config.optimizer.dense),
+        settings=instantiate(config.trainer),
+        embedding_dim=config.embedding_dim,
+        seed=config.seed,
+        budget=_budget(config),
+        resume_command=f"{_command()} paths.run={folder}",
+    )
+    log = RunLog(
+        folder / "metrics.jsonl",
+        tracker=_tracker(config, folder),
+        show_progress=config.progress,
+    )
+    try:
+        trained = run_experiment(experiment, folder=folder, log=log)
+    finally:
+        log.close()
+    summary = trained.summary | {
+        "config_hash": config_hash({str(k): v for k, v in plain.items()})
+    }
+    write_summary(folder / "summary.json", summary)
+    print(describe(summary))
+    return summary
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Return the folder of the run: `paths.run`, or the job's own folder in a multirun."""
+    state = HydraConfig.get() if HydraConfig.initialized() else None
+    if state is not None and state.mode == RunMode.MULTIRUN:
+        return Path(state.runtime.output_dir)
+    return Path(config.paths.run)
+
+
+def _model_class(config: DictConfig) -> type[RankingModel]:
+    found = get_class(config.model._target_)
+    if not issubclass(found, RankingModel):
+        raise ValueError(
+            f"model._target_ {config.model._target_} is not a RankingModel; subclass "
+            "recemb.models.ranking_model.RankingModel"
+        )
+    return found
+
+
+def _budget(config: DictConfig) -> Budget | None:
+    if config.budget is not None and config.budget_bytes is not None:
+        raise ValueError("give budget or budget_bytes, not both")
+    if config.budget is not None:
+        return Budget(ratio=config.budget)
+    if config.budget_bytes is not None:
+        return Budget(num_bytes=config.budget_bytes)
+    return None
+
+
+def _tracker(config: DictConfig, folder: Path) -> Tracker:
+    if config.logger.kind == "none":
+        return NoTracker()
+    if config.logger.kind == "tensorboard":
+        return TensorBoard(folder / "tensorboard")
+    raise ValueError(f"logger.kind must be tensorboard or none, got '{config.logger.kind}'")
+
+
+def _command() -> str:
+    words = [w for w in sys.argv[1:] if not w.startswith("paths.run=")]
+    return " ".join(["recemb train", *words])

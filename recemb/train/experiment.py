@@ -1,0 +1,193 @@
+"""An experiment from prepared data to a summary: tables, model, fit, evaluation."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recemb.checkpoint.store import CheckpointStore
+from recemb.data.prepared import Prepared
+from recemb.data.schema import Schema
+from recemb.models.ranking_model import RankingModel
+from recemb.tables.method import Budget, Method
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.spec import TableSpec
+from recemb.tables.tables import Tables
+from recemb.train.context import FittedModel, TrainingContext
+from recemb.train.evaluation import score
+from recemb.train.fit import DenseOptimizer
+from recemb.train.log import RunLog
+from recemb.train.settings import TrainerSettings
+from recemb.train.summary import hardware, peak_memory_bytes, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained on what.
+
+    Attributes:
+        prepared: the data.
+        method: how the tables are stored and trained.
+        model: class of the ranking model.
+        model_options: its hyper-parameters.
+        table_optimizer: how rows are updated.
+        dense_optimizer: makes the optimizer of all other parameters.
+        settings: how the fits run.
+        embedding_dim: width of each feature's vector.
+        seed: of weights, dropout and the order of batches.
+        budget: allowed size of the tables, or None.
+        resume_command: what to tell a user who interrupts.
+    """
+
+    prepared: Prepared
+    method: Method
+    model: type[RankingModel]
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    table_optimizer: TableOptimizer = field(default_factory=TableOptimizer)
+    dense_optimizer: DenseOptimizer = torch.optim.Adam
+    settings: TrainerSettings = field(default_factory=TrainerSettings)
+    embedding_dim: int = 16
+    seed: int = 1
+    budget: Budget | None = None
+    resume_command: str = "run the same command again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What an experiment leaves.
+
+    Attributes:
+        tables: with the best weights.
+        model: with the best weights.
+        summary: the figures, plain values.
+    """
+
+    tables: Tables
+    model: RankingModel
+    summary: dict[str, Any]
+
+
+def table_specs(
+    model: type[RankingModel], schema: Schema, *, embedding_dim: int
+) -> tuple[TableSpec, ...]:
+    """Return the tables that a model reads: one per feature, then the first-order ones of width 1.
+
+    Args:
+        model: says what it reads.
+        schema: the features.
+        embedding_dim: width of each feature's vector.
+    """
+    widths = []
+    if model.reads_vectors:
+        widths.append(("", embedding_dim))
+    if model.reads_first_order:
+        widths.append((".first_order", 1))
+    return tuple(
+        TableSpec(
+            name=f"{feature.name}{suffix}",
+            num_embeddings=feature.num_embeddings,
+            embedding_dim=width,
+            feature_names=(feature.name,),
+        )
+        for suffix, width in widths
+        for feature in schema.categorical
+    )
+
+
+def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trained:
+    """Train, restore the best weights, evaluate on validation and test, and sum up.
+
+    Args:
+        experiment: what to do.
+        folder: where checkpoints go; what an earlier, killed run left there is resumed.
+        log: where rows go.
+
+    Raises:
+        InterruptedFitError: after a signal; everything is saved.
+        ValueError: if model, method and data do not fit each other.
+    """
+    started = time.perf_counter()
+    settings = experiment.settings
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    context = TrainingContext(
+        prepared=experiment.prepared,
+        specs=table_specs(
+            experiment.model, experiment.prepared.schema, embedding_dim=experiment.embedding_dim
+        ),
+        model_class=experiment.model,
+        model_options=experiment.model_options,
+        table_optimizer=experiment.table_optimizer,
+        dense_optimizer=experiment.dense_optimizer,
+        settings=settings,
+        embedding_dim=experiment.embedding_dim,
+        seed=experiment.seed,
+        budget=experiment.budget,
+        store=CheckpointStore(folder / "checkpoints"),
+        log=log,
+        resume_command=experiment.resume_command,
+    )
+    tables = experiment.method.run(context)
+    fitted = context.fitted
+    metrics = _final_metrics(experiment, tables, fitted)
+    return Trained(
+        tables=tables,
+        model=fitted.model,
+        summary=_summary(experiment, tables, fitted, metrics, folder)
+        | {"seconds": time.perf_counter() - started},
+    )
+
+
+def _final_metrics(
+    experiment: Experiment, tables: Tables, fitted: FittedModel
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for split in ("val", "test"):
+        if split not in experiment.prepared.splits:
+            continue
+        batches = experiment.prepared.batches(
+            split, batch_size=experiment.settings.eval_batch_size
+        )
+        device = experiment.settings.resolve_device()
+        metrics |= score(batches, tables=tables, model=fitted.model, device=device).metrics(split)
+    return metrics
+
+
+def _summary(
+    experiment: Experiment,
+    tables: Tables,
+    fitted: FittedModel,
+    metrics: dict[str, float],
+    folder: Path,
+) -> dict[str, Any]:
+    storage, progress = tables.storage(), fitted.progress
+    full = sum(spec.full_bytes for spec in tables.specs)
+    seconds = progress.training_seconds
+    return {
+        "folder": str(folder),
+        "metrics": metrics,
+        "reference": dict(experiment.prepared.reference),
+        "bytes": {
+            "full": full,
+            "serve": storage.serve_bytes,
+            "train": storage.train_bytes,
+            "parts": storage.to_dict(),
+        },
+        "ratio": storage.serve_bytes / full,
+        "samples_per_second": progress.examples / seconds if seconds else 0.0,
+        "training_seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "examples": progress.examples,
+        "best_step": progress.best_step,
+        "rows": {s: experiment.prepared.num_rows(s) for s in experiment.prepared.splits},
+        "model_parameters": sum(p.numel() for p in fitted.model.parameters()),
+        "seed": experiment.seed,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
