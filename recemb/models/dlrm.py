@@ -28,7 +28,7 @@ class DLRM(RankingModel):
     Raises:
         ValueError: if the widths differ, or "dot" has a single vector and so no pair.
 
-    Source: Naumov et al., arXiv 1906.00091, section 2.1.4 and figure 1; the default widths are
+    Source: Naumov et al., arXiv 1906.00091, section 2.2 and figure 1; the default widths are
     those of its reference run on Criteo Kaggle, without the last bottom width, which is D.
 
     Example:

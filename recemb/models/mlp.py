@@ -21,8 +21,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
     """Return a linear layer with normal Xavier weights and a zero bias.
 
-    Source: Glorot and Bengio, AISTATS 2010, equation 12, with the normal of that variance; DLRM
-    section 5.1 and the BARS benchmark start from the same.
+    Source: Glorot and Bengio, AISTATS 2010, equation 12, with the normal of that variance, from
+    which the BARS benchmark starts too.
     """
     layer = nn.Linear(in_features, out_features, bias=bias)
     nn.init.xavier_normal_(layer.weight)
