@@ -9,11 +9,11 @@ KINDS: tuple[Kind, ...] = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptimizer:
-    """An exact row-sparse optimizer: duplicate ids of a step are summed first, then each touched
-    row is updated once.
+    """An exact row-sparse optimizer.
 
-    With g the summed gradient of a row w, and weight_decay wd (L2 mode adds wd*w to g, decoupled
-    mode multiplies w by 1 - lr*wd before the step):
+    Duplicate ids of a step are summed first, then each touched row is updated once. With g the
+    summed gradient of a row w, and weight_decay wd (L2 mode adds wd*w to g, decoupled mode
+    multiplies w by 1 - lr*wd before the step):
 
     - sgd: w -= lr * g
     - adagrad: s += g**2; w -= lr * g / (sqrt(s) + eps)

@@ -1,0 +1,64 @@
+"""Full tables: one float32 row per id, nothing compressed; what every method is compared with."""
+
+from collections.abc import Sequence
+
+import torch
+
+from recemb.tables.bounds import Bounds
+from recemb.tables.full import Backend, FullTables
+from recemb.tables.method import Budget, IdCounts, Method, Plan
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.spec import TableSpec
+
+
+class Full(Method):
+    """One float32 row per id.
+
+    Args:
+        backend: what updates the rows, see `FullTables`.
+        init_std: standard deviation of the initial weights; None for uniform draws from
+            +-1/sqrt(num_embeddings).
+        bounds: what happens to an id outside [0, num_embeddings), see `BoundsCheck`.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Backend = "auto",
+        init_std: float | None = None,
+        bounds: Bounds = "error",
+    ) -> None:
+        self.backend: Backend = backend
+        self.init_std = init_std
+        self.bounds: Bounds = bounds
+
+    def plan(
+        self,
+        specs: Sequence[TableSpec],
+        stats: IdCounts,
+        budget: Budget | None,
+    ) -> Plan:
+        """Return the full size, which is the only one; a smaller budget is infeasible."""
+        device = torch.device("meta")
+        storage = self.build(specs, optimizer=None, seed=0, device=device).storage()
+        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
+        return Plan(storage=storage, budget=budget, is_feasible=fits)
+
+    def build(
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> FullTables:
+        """Return untrained full tables."""
+        return FullTables(
+            specs,
+            optimizer=optimizer,
+            backend=self.backend,
+            bounds=self.bounds,
+            seed=seed,
+            init_std=self.init_std,
+            device=device,
+        )

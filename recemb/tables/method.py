@@ -1,0 +1,190 @@
+"""A method: one way to store tables, and how tables stored that way are trained."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.spec import TableSpec
+from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
+
+Keep = Literal["fresh", "keep"]
+
+IdCounts = Mapping[str, Tensor]
+"""How often the training split has each id of a feature: (num_embeddings,) int64 by feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much memory tables may take: a ratio of the uncompressed float32 bytes, or bytes.
+
+    Attributes:
+        ratio: of the full bytes, above 0; or None.
+        num_bytes: bytes; or None.
+        of: whose memory is counted: what serving needs, or what training holds.
+
+    Raises:
+        ValueError: unless exactly one of `ratio` and `num_bytes` is given and positive.
+    """
+
+    ratio: float | None = None
+    num_bytes: int | None = None
+    of: Literal["serve", "train"] = "serve"
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.num_bytes is None):
+            raise ValueError(
+                f"Budget: give exactly one of ratio and num_bytes, got ratio={self.ratio} and "
+                f"num_bytes={self.num_bytes}"
+            )
+        value = self.num_bytes if self.ratio is None else self.ratio
+        if value is not None and not value > 0:
+            raise ValueError(f"Budget: ratio or num_bytes must be positive, got {value}")
+        if self.of not in ("serve", "train"):
+            raise ValueError(f"Budget: of must be serve or train, got '{self.of}'")
+
+    def allowed_bytes(self, specs: Sequence[TableSpec]) -> int:
+        """Return the bytes that tables for `specs` may take."""
+        if self.num_bytes is not None:
+            return self.num_bytes
+        assert self.ratio is not None
+        return int(self.ratio * sum(spec.full_bytes for spec in specs))
+
+    def used_bytes(self, storage: Storage) -> int:
+        """Return the bytes of `storage` that count against this budget."""
+        return storage.serve_bytes if self.of == "serve" else storage.train_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a method would build within a budget, before anything is allocated.
+
+    Attributes:
+        storage: the exact bytes of what `build` would make; of the smallest that the method can
+            make, if the plan is infeasible.
+        budget: what was asked for; None for no limit.
+        is_feasible: whether `storage` keeps the budget.
+        parameters: the hyper-parameters that were chosen, plain JSON types.
+    """
+
+    storage: Storage
+    budget: Budget | None
+    is_feasible: bool
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Return the realised bytes, as the budget counts them, over the full bytes."""
+        used = (Budget(ratio=1) if self.budget is None else self.budget).used_bytes(self.storage)
+        return used / self.storage.full_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "is_feasible": self.is_feasible,
+            "ratio": self.ratio,
+            "bytes": self.storage.to_dict(),
+            "parameters": dict(self.parameters),
+        }
+
+
+class Context(Protocol):
+    """All that a method's recipe may ask of the trainer."""
+
+    @property
+    def specs(self) -> Sequence[TableSpec]:
+        """Return the tables that the model needs."""
+        ...
+
+    @property
+    def id_counts(self) -> IdCounts:
+        """Return how often the training split has each id."""
+        ...
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return what the tables may take; None for no limit."""
+        ...
+
+    @property
+    def optimizer(self) -> TableOptimizer:
+        """Return how rows are to be updated."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of everything random."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device to train on."""
+        ...
+
+    def fit(self, tables: Tables, *, stage: str, model: Keep = "fresh") -> Mapping[str, float]:
+        """Train `tables` and a ranking model; return the best validation metrics.
+
+        Afterwards `tables` hold the state of the best evaluation.
+
+        Args:
+            tables: what to train.
+            stage: names the stage in logs and checkpoints; a stage that was completed before an
+                interruption is loaded, not trained again.
+            model: whether to begin with a fresh ranking model or keep the last stage's.
+        """
+        ...
+
+    def evaluate(self, tables: Tables) -> Mapping[str, float]:
+        """Return the validation metrics of `tables` with the current ranking model."""
+        ...
+
+
+class Method(abc.ABC):
+    """One way to store tables; a subclass's constructor is its YAML.
+
+    A subclass is one file: what its tables compute, and, where a single fit is not enough, how they
+    are trained.
+    """
+
+    @abc.abstractmethod
+    def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
+        """Return what `build` would make, allocating nothing.
+
+        Args:
+            specs: the tables.
+            stats: how often the training split has each id; may be empty if the method does not
+                need it.
+            budget: what they may take; None for no limit.
+        """
+
+    @abc.abstractmethod
+    def build(
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> Tables:
+        """Return untrained tables.
+
+        Args:
+            specs: the tables.
+            optimizer: how rows are updated in the backward pass; None leaves it to torch.optim.
+            seed: of the initial weights.
+            device: where the tables live.
+        """
+
+    def run(self, ctx: Context) -> Tables:
+        """Return trained tables: build them, then fit once.
+
+        A method of several stages overrides this with ordinary code.
+        """
+        tables = self.build(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device)
+        ctx.fit(tables, stage="train")
+        return tables

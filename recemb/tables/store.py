@@ -1,0 +1,132 @@
+"""The memory of a group of tables: weights and optimizer state in one buffer each.
+
+Shapes: `R` rows of the buffer, `D` its width.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recemb.tables.formula import STATE_PARTS, counts_steps
+from recemb.tables.layout import Group
+from recemb.tables.optimizer import TableOptimizer
+
+
+class GroupStore(nn.Module):
+    """Weights (R, D) of a group's tables, and their optimizer state.
+
+    The tensors are no part of this module's own state_dict: `tensors` names them by table, so that
+    a checkpoint does not know which tables shared a buffer.
+
+    Attributes:
+        group: the tables.
+        optimizer: how rows are updated; None if autograd is to compute dense gradients.
+        step: number of updates so far.
+        weight: (R, D) float32; a parameter without an optimizer, else a buffer.
+
+    Args:
+        group: the tables.
+        optimizer: see above.
+        device: where the tensors live; "meta" allocates nothing.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self, group: Group, *, optimizer: TableOptimizer | None, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.optimizer = optimizer
+        self.step = 0
+        shape = (group.num_rows, group.width)
+        weight = torch.empty(shape, dtype=torch.float32, device=device)
+        if optimizer is None:
+            self.weight = nn.Parameter(weight)
+            return
+        self.register_buffer("weight", weight, persistent=False)
+        start = optimizer.initial_accumulator if "adagrad" in optimizer.kind else 0.0
+        for name, is_rowwise in STATE_PARTS[optimizer.kind]:
+            part = torch.full(
+                shape[:1] if is_rowwise else shape, start, dtype=torch.float32, device=device
+            )
+            self.register_buffer(name, part, persistent=False)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimizer's tensors, (R, D) or (R,), by name."""
+        if self.optimizer is None:
+            return {}
+        return {name: self.get_buffer(name) for name, _ in STATE_PARTS[self.optimizer.kind]}
+
+    def table(self, name: str) -> Tensor:
+        """Return the weights (num_embeddings, D) of a table, a view."""
+        return self._view(self.weight, name)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name, for a state_dict, and the view of every tensor; no step counts."""
+        for spec in self.group.tables:
+            yield f"embedding_bags.{spec.name}.weight", self.table(spec.name)
+            for part, tensor in self.state.items():
+                yield f"optimizer.{spec.name}.{part}", self._view(tensor, spec.name)
+
+    def step_names(self) -> list[str]:
+        """Return the names, for a state_dict, of the tables' step counts, if there are any."""
+        if self.optimizer is None or not counts_steps(self.optimizer.kind):
+            return []
+        return [f"optimizer.{spec.name}.step" for spec in self.group.tables]
+
+    def load(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        missing_keys: list[str],
+        error_msgs: list[str],
+    ) -> set[str]:
+        """Copy this group's tensors out of a state_dict; return the names that belong to it.
+
+        Args:
+            state_dict: what `tensors` and `step_names` named, behind `prefix`.
+            prefix: of the owner's names.
+            missing_keys: extended by the names that are not there.
+            error_msgs: extended by what does not fit.
+        """
+        names = set()
+        for name, target in self.tensors():
+            names.add(prefix + name)
+            if prefix + name not in state_dict:
+                missing_keys.append(prefix + name)
+                continue
+            source = state_dict[prefix + name]
+            if source.shape != target.shape:
+                error_msgs.append(
+                    f"{prefix + name}: the table needs {tuple(target.shape)}, but the state has "
+                    f"{tuple(source.shape)}"
+                )
+                continue
+            target.detach().copy_(source)
+        steps = {prefix + name for name in self.step_names()}
+        missing_keys.extend(sorted(steps - state_dict.keys()))
+        counts = {int(state_dict[name]) for name in steps & state_dict.keys()}
+        if len(counts) > 1:
+            error_msgs.append(
+                f"tables {[s.name for s in self.group.tables]} are updated together, but the state "
+                f"has different step counts {sorted(counts)}"
+            )
+        elif counts:
+            self.step = counts.pop()
+        return names | steps
+
+    def _view(self, tensor: Tensor, name: str) -> Tensor:
+        for spec, first in zip(self.group.tables, self.group.first_rows, strict=True):
+            if spec.name == name:
+                return tensor[first : first + spec.num_embeddings]
+        raise AssertionError(f"no table '{name}' in this group")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save nothing: the owner names the tensors."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load nothing: the owner names the tensors."""

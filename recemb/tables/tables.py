@@ -1,0 +1,103 @@
+"""The seam: ids in, vectors out, however the tables are stored.
+
+Shapes: `B` examples, `N` ids, `D` embedding_dim.
+"""
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from recemb.tables.spec import TableSpec, output_keys
+from recemb.tables.storage import Storage
+
+
+class Tables(nn.Module, abc.ABC):
+    """Vectors for the features of several tables, however those are stored.
+
+    `state_dict` names weights `embedding_bags.<table>.<part>` and optimizer state
+    `optimizer.<table>.<part>`; it holds all that training needs to go on bit by bit.
+
+    Attributes:
+        specs: the tables, in configured order.
+        keys: keys of the pooled output, in configured order, whatever the input's order.
+        sequence_keys: keys of the unpooled output: those of tables with pooling "none".
+        embedding_dims: width of each of `keys`, in the same order.
+
+    Raises:
+        ValueError: if two tables share a name, or a table names a feature twice.
+    """
+
+    def __init__(self, specs: Sequence[TableSpec]) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.outputs = output_keys(specs)
+        self.keys = tuple(k for k, (s, _) in self.outputs.items() if s.pooling != "none")
+        self.sequence_keys = tuple(k for k in self.outputs if k not in self.keys)
+        self.embedding_dims = {k: self.outputs[k][0].embedding_dim for k in self.keys}
+
+    @abc.abstractmethod
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Return one pooled vector per key and example, contiguous (B, sum of D).
+
+        Ids that `features` holds for other features are ignored. An empty bag gives zeros.
+
+        Raises:
+            ValueError: if a feature is missing, or an id is out of range and the tables' policy is
+                to raise.
+        """
+
+    @abc.abstractmethod
+    def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Return, for each of `sequence_keys`, the vectors (N, D) of all its ids, not pooled.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+
+    @abc.abstractmethod
+    def rows(self, key: str, ids: Tensor) -> Tensor:
+        """Return the vectors (N, D) of `ids` (N,), each in [0, num_embeddings).
+
+        The slow, readable truth: `forward` equals pooling these.
+
+        Raises:
+            ValueError: on an unknown key or an id out of range.
+        """
+
+    @abc.abstractmethod
+    def storage(self) -> Storage:
+        """Return the exact bytes, part by part."""
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the trainer's dense optimizer must update.
+
+        Rows that the tables update themselves are not among them: what is left are small shared
+        parts (codebooks, networks), or everything in tables without an optimizer.
+        """
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def penalty(self) -> Tensor:
+        """Return the term, a scalar, that this storage adds to the loss."""
+        return torch.zeros(())
+
+    @abc.abstractmethod
+    def freeze(self) -> "Tables":
+        """Return the form that serving needs: the same vectors, no optimizer state, no gradients.
+
+        The result may share memory with these tables.
+        """
+
+    @abc.abstractmethod
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use `learning_rate` from the next update on."""
+
+    @abc.abstractmethod
+    def defer_updates(self, flag: bool) -> None:
+        """Collect gradients instead of updating, while `flag` is True.
+
+        The next backward pass with False applies one exact update of the sum over everything that
+        was collected, itself included: gradient accumulation over micro-batches.
+        """

@@ -1,0 +1,122 @@
+"""The update of the rows that a batch touched: sort, sum duplicates, apply the formula.
+
+Shapes: `N` lookups, `U` distinct rows among them, `G` rows of the gradient, `R` rows of a buffer,
+`D` embedding_dim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recemb.tables.formula import Formula
+
+_CHUNK_VALUES = 1 << 17
+"""Values of a chunk of distinct rows: half a megabyte per temporary, so that they stay in cache."""
+
+_CHUNK_ROWS_ALL = 1 << 16
+"""Rows of a block when every row of the table is visited."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Touched:
+    """The lookups of a step, grouped by row.
+
+    Attributes:
+        rows: (U,) int64, the distinct rows, ascending.
+        starts: (U+1,) where each row's lookups begin in `sources`.
+        sources: (N,) the gradient row of each lookup, grouped by row, in the lookups' order.
+        scales: (N,) what each lookup's gradient is multiplied by, or None for 1.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    sources: Tensor
+    scales: Tensor | None
+
+    def gradient(self, grad: Tensor, first: int, last: int) -> Tensor:
+        """Return the summed gradients (last-first, D) of `rows[first:last]`.
+
+        Args:
+            grad: (G, D) float32.
+            first: index of the first row.
+            last: index after the last row.
+        """
+        if grad.shape[0] == 0 or first == last:
+            return grad.new_zeros(last - first, grad.shape[1])
+        starts = self.starts[first : last + 1]
+        if first > 0 or last < self.rows.numel():
+            begin, end = (int(x) for x in starts[[0, -1]])
+            starts = starts - begin
+            sources = self.sources[begin:end]
+            scales = None if self.scales is None else self.scales[begin:end]
+        else:
+            sources, scales = self.sources, self.scales
+        return F.embedding_bag(
+            sources,
+            grad,
+            starts,
+            mode="sum",
+            per_sample_weights=scales,
+            include_last_offset=True,
+        )
+
+
+def group_by_row(rows: Tensor, sources: Tensor | None, scales: Tensor | None) -> Touched:
+    """Return the lookups grouped by row; the sort is stable, so the result is deterministic.
+
+    Args:
+        rows: (N,) int32 or int64.
+        sources: (N,) the gradient row of each lookup; None for its own position.
+        scales: (N,), or None for 1.
+    """
+    ordered, order = torch.sort(rows, stable=True)
+    distinct, counts = torch.unique_consecutive(ordered, return_counts=True)
+    starts = torch.zeros(distinct.numel() + 1, dtype=rows.dtype, device=rows.device)
+    torch.cumsum(counts, 0, dtype=rows.dtype, out=starts[1:])
+    return Touched(
+        rows=distinct.long(),
+        starts=starts,
+        sources=order.to(rows.dtype) if sources is None else sources[order],
+        scales=None if scales is None else scales[order],
+    )
+
+
+def update_touched(
+    weight: Tensor, state: Mapping[str, Tensor], touched: Touched, grad: Tensor, formula: Formula
+) -> None:
+    """Apply `formula` once to each touched row of `weight` (R, D) and `state`, in place."""
+    num_rows = touched.rows.numel()
+    chunk = max(1, _CHUNK_VALUES // weight.shape[1])
+    for first in range(0, num_rows, chunk):
+        last = min(first + chunk, num_rows)
+        rows = touched.rows[first:last]
+        block = weight.index_select(0, rows)
+        parts = {name: part.index_select(0, rows) for name, part in state.items()}
+        formula.apply(block, touched.gradient(grad, first, last), parts)
+        write_rows(weight, rows, block)
+        for name, part in parts.items():
+            write_rows(state[name], rows, part)
+
+
+def update_all(
+    weight: Tensor, state: Mapping[str, Tensor], touched: Touched, grad: Tensor, formula: Formula
+) -> None:
+    """Apply `formula` to every row of `weight` (R, D) and `state`, in place; g = 0 if untouched."""
+    blocks = torch.arange(0, weight.shape[0] + _CHUNK_ROWS_ALL, _CHUNK_ROWS_ALL)
+    edges = torch.searchsorted(touched.rows, blocks.to(touched.rows.device)).tolist()
+    for k, begin in enumerate(range(0, weight.shape[0], _CHUNK_ROWS_ALL)):
+        end = min(begin + _CHUNK_ROWS_ALL, weight.shape[0])
+        dense = torch.zeros_like(weight[begin:end])
+        rows = touched.rows[edges[k] : edges[k + 1]] - begin
+        dense.index_copy_(0, rows, touched.gradient(grad, edges[k], edges[k + 1]))
+        formula.apply(
+            weight[begin:end], dense, {name: part[begin:end] for name, part in state.items()}
+        )
+
+
+def write_rows(buffer: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write `values` (U, D) or (U,) to the distinct `rows` (U,) of `buffer`, in place."""
+    buffer.index_copy_(0, rows, values)
