@@ -50,7 +50,7 @@ def prepare_from(config: DictConfig, *, overwrite: bool) -> Prepared:
     """
     settings = OmegaConf.to_container(config.data, resolve=True)
     assert isinstance(settings, dict)
-    raw = settings.pop("raw")
+    raw = settings.pop("raw", None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     name = HydraConfig.get().runtime.choices["data"] if HydraConfig.initialized() else "data"
     out = Path(config.paths.cache) / f"{name}-{digest.hexdigest()[:8]}"

@@ -1,5 +1,6 @@
 """`recemb train`: prepare the data if needed, train, evaluate, save."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def main(config: DictConfig) -> float:
         print(f"\n{interruption}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
-        if config.get("traceback"):
+        if config.traceback:
             raise
         print(f"recemb train: {error}", file=sys.stderr)
         sys.exit(2)
@@ -54,6 +55,8 @@ def main(config: DictConfig) -> float:
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Return the summary of the configured run, training it unless it has finished before."""
+    # torchrec's jagged tensors trip a one-time notice of torch.fx that no user can act on.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     folder = run_folder(config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -119,7 +122,7 @@ def _budget(config: DictConfig) -> Budget | None:
     if config.budget is not None:
         return Budget(ratio=config.budget)
     if config.budget_bytes is not None:
-        return Budget(num_bytes=config.budget_bytes)
+        return Budget(limit_bytes=config.budget_bytes)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 # What does not change the result of a run.
-_NOT_HASHED = ("paths.", "logger.", "progress", "name", "data.raw")
+_NOT_HASHED = ("paths.", "logger.", "progress", "traceback", "name", "data.raw")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

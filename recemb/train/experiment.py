@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from recemb.checkpoint.store import CheckpointStore
 from recemb.data.prepared import Prepared
 from recemb.data.schema import Schema
 from recemb.models.ranking_model import RankingModel
@@ -121,13 +120,12 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
         ),
         model_class=experiment.model,
         model_options=experiment.model_options,
-        table_optimizer=experiment.table_optimizer,
+        optimizer=experiment.table_optimizer,
         dense_optimizer=experiment.dense_optimizer,
         settings=settings,
-        embedding_dim=experiment.embedding_dim,
         seed=experiment.seed,
         budget=experiment.budget,
-        store=CheckpointStore(folder / "checkpoints"),
+        checkpoints=folder / "checkpoints",
         log=log,
         resume_command=experiment.resume_command,
     )
@@ -165,19 +163,18 @@ def _summary(
     folder: Path,
 ) -> dict[str, Any]:
     storage, progress = tables.storage(), fitted.progress
-    full = sum(spec.full_bytes for spec in tables.specs)
     seconds = progress.training_seconds
     return {
         "folder": str(folder),
         "metrics": metrics,
         "reference": dict(experiment.prepared.reference),
         "bytes": {
-            "full": full,
+            "full": storage.full_bytes,
             "serve": storage.serve_bytes,
             "train": storage.train_bytes,
-            "parts": storage.to_dict(),
+            "parts": {"serve": dict(storage.serve), "train": dict(storage.train)},
         },
-        "ratio": storage.serve_bytes / full,
+        "ratio": storage.serve_bytes / storage.full_bytes,
         "samples_per_second": progress.examples / seconds if seconds else 0.0,
         "training_seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),

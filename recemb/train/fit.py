@@ -51,6 +51,7 @@ class FitPlan:
         table_learning_rate: base learning rate of the fused tables.
         settings: how to run.
         seed: of the order of batches.
+        log_start_bytes: length of the log when this fit first began.
         resume_command: what to tell the user who interrupts.
     """
 
@@ -61,6 +62,7 @@ class FitPlan:
     table_learning_rate: float
     settings: TrainerSettings
     seed: int
+    log_start_bytes: int = 0
     resume_command: str = "run the same command again"
 
 
@@ -71,6 +73,10 @@ class Fit:
         plan: what to work on.
         store: where checkpoints go.
         log: where rows go.
+
+    Attributes:
+        progress: where the fit stands.
+        log_bytes: length of the log at the last checkpoint.
     """
 
     def __init__(self, plan: FitPlan, *, store: CheckpointStore, log: RunLog) -> None:
@@ -87,6 +93,7 @@ class Fit:
         self._base_rates = [g["lr"] for g in self.optimizer.param_groups] if self.optimizer else []
         self._compiled = torch.compile(_loss_sum, dynamic=False) if self.settings.compile else None
         self._last_metrics: dict[str, float] = {}
+        self.log_bytes = plan.log_start_bytes
 
     def run(self) -> Progress:
         """Train to the end, leave the best weights in the tables and the model, say where it stood.
@@ -285,6 +292,7 @@ class Fit:
     def _save(self) -> None:
         """Write a resume checkpoint, then remove what neither it nor an older one needs."""
         is_cuda = self.device.type == "cuda"
+        self.log_bytes = self.log.size_bytes()
         state = {
             **self._weights(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
@@ -292,7 +300,7 @@ class Fit:
             "last_metrics": dict(self._last_metrics),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None,
-            "log_bytes": self.log.size_bytes(),
+            "log_bytes": self.log_bytes,
         }
         self.store.save(CheckpointName(_RESUME, self.progress.step), state)
         for old in self.store.names(_RESUME)[: -self.settings.keep_checkpoints]:
@@ -307,7 +315,7 @@ class Fit:
     def _resume(self) -> None:
         found = self.store.load_newest(_RESUME)
         if found is None:
-            self.log.truncate(0)
+            self.log.truncate(self.log_bytes)
             return
         name, state = found
         self.plan.tables.load_state_dict(state["tables"])
@@ -319,8 +327,9 @@ class Fit:
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
-        self.log.truncate(state["log_bytes"])
+        self.log_bytes = state["log_bytes"]
         if not self.progress.is_finished:
+            self.log.truncate(self.log_bytes)
             self.log.message(f"resuming after update {name.step}")
 
     def _restore_best(self) -> None:

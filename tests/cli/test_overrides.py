@@ -1,0 +1,44 @@
+import pytest
+
+from recemb.cli.overrides import explain_bad_overrides
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["seed=2", "trainer.max_epochs=3"],
+        ["model=dnn", "optimizer=adam"],
+        ["+new_key=1"],
+        ["seed=1,2", "-m"],
+        ["--cfg", "job"],
+    ],
+)
+def test_good_overrides_are_not_complained_of(arguments: list[str]) -> None:
+    assert explain_bad_overrides("train", arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("trainr.max_epochs=2", "trainer.max_epochs"),
+        ("trainer.max_epoch=2", "trainer.max_epochs"),
+        ("trainer.bach_size=2", "trainer.batch_size"),
+        ("sed=2", "seed"),
+        ("optimizer.tables.learning_rat=1", "optimizer.tables.learning_rate"),
+        ("modle=dnn", "model"),
+        ("model=deepfn", "model=deepfm"),
+        ("optimizer=admm", "optimizer=adam"),
+        ("max_epochs=2", "trainer.max_epochs"),
+    ],
+)
+def test_a_misspelt_override_names_the_nearest(override: str, meant: str) -> None:
+    complaint = explain_bad_overrides("train", [override])
+    assert complaint is not None
+    assert f"did you mean {meant}?" in complaint
+
+
+def test_a_word_that_is_no_override_is_explained() -> None:
+    complaint = explain_bad_overrides("train", ["deepfm"])
+    assert complaint is not None
+    assert "key=value" in complaint
