@@ -83,7 +83,8 @@ class RowOrder:
             sizes[short] = self.num_rows - (num_blocks - 1) * self.block_rows
         bounds = np.append(np.arange(0, num_blocks, self._window_blocks), num_blocks)
         starts: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-        return starts[bounds]
+        window_starts: NDArray[np.int64] = starts[bounds]
+        return window_starts
 
     def _window(self, window: int) -> NDArray[np.int64]:
         """Return the permuted rows of one window, keeping the last one made."""

@@ -21,7 +21,7 @@ from recemb.ids.hashing import hash_seed, mix64
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
-HEAD_IDS = 100
+HEAD_IDS = 20
 _LATENT_WIDTH = 4
 _PILOT_ROWS = 1 << 16
 
@@ -31,8 +31,8 @@ class SignalShares:
     """How much of the logit's variance each part of the planted model has; they add up to 1."""
 
     main: float = 0.6
-    dense: float = 0.2
-    pairs: float = 0.2
+    dense: float = 0.3
+    pairs: float = 0.1
 
 
 class PlantedModel:
@@ -123,7 +123,9 @@ class PlantedModel:
 def _uniform(bits: NDArray[np.generic], num_bits: int) -> Floats:
     """Return numbers in [-1, 1) from integers of `num_bits` bits."""
     numbers: Floats = bits.astype(np.float64)
-    return numbers * (2.0 / 2**num_bits) - 1.0
+    numbers *= 2.0 / 2**num_bits
+    numbers -= 1.0
+    return numbers
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -44,7 +44,7 @@ def prepare_once(
             opened without them.
         write: writes a whole set into the empty folder it gets, manifest included; it gets the
             facts to put into the manifest (name, settings, sources).
-        overwrite: whether a set with other settings or raw files is replaced instead of refused.
+        overwrite: whether to prepare again whatever set is there.
 
     Raises:
         ValueError: if `out` was prepared with other settings or from raw files that have changed
@@ -52,13 +52,13 @@ def prepare_once(
         FileNotFoundError: if there is neither a prepared set nor a raw file.
     """
     settings = json.loads(json.dumps(settings))
-    if (reason := _why_not_current(out, settings, sources)) is None:
+    if not overwrite and _why_not_current(out, settings, sources) is None:
         return Prepared(out)
     with _lock(out, name):
-        reason = _why_not_current(out, settings, sources)
+        reason = "" if overwrite else _why_not_current(out, settings, sources)
         if reason is None:  # another process has just written it
             return Prepared(out)
-        if reason and not overwrite:
+        if reason:
             raise ValueError(
                 f"data '{name}': {out} cannot be used: {reason}; set overwrite=true to prepare it "
                 "again, or prepare into another folder"

@@ -175,8 +175,10 @@ class Synthetic(Dataset):
         rng = np.random.default_rng([self.seed, 0, _SPLIT_KEYS["pilot"]])
         ids, dense = self._draw(rng)
         num_features = len(self.cardinalities)
-        chosen = np.random.default_rng([self.seed, 2]).permutation(num_features)
-        pairs = chosen[: 2 * _NUM_PAIRS].reshape(_NUM_PAIRS, 2).tolist()
+        # The smaller tables interact: their pairs of ids occur often enough to be learned.
+        small = np.argsort(self.cardinalities, kind="stable")[: 2 * _NUM_PAIRS]
+        chosen = np.random.default_rng([self.seed, 2]).permutation(small)
+        pairs = chosen.reshape(_NUM_PAIRS, 2).tolist()
         return PlantedModel(
             num_features=num_features,
             num_dense=NUM_DENSE,
