@@ -1,6 +1,6 @@
 """Parquet files and tables in memory as sources."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class ParquetFiles(Source):
         self.files = tuple(files)
         self.derivation = derivation
         self.rows_per_block = rows_per_block
-        self._columns: list[str] | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return all that the rows depend on besides the files' contents."""
@@ -45,22 +44,19 @@ class ParquetFiles(Source):
             "derivation": self.derivation.name if self.derivation else None,
         }
 
-    def read_only(self, columns: Sequence[str]) -> None:
-        """Let `blocks` read these columns and no others."""
-        self._columns = list(columns)
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the rows of all files in order."""
+    def blocks(self, columns: Collection[str] | None = None) -> Iterator[Block]:
+        """Yield the rows of all files in order, with `columns` or all columns."""
         first_row = 0
         for file in self.files:
             opened = _open(file)
             num_rows = opened.metadata.num_rows
             if num_rows == 0:
                 raise ValueError(f"{file}: the file has no rows; replace it or leave it out")
-            _check_columns(file, opened.schema_arrow.names, self._columns or ())
+            _check_columns(file, opened.schema_arrow.names, columns or ())
+            names = None if columns is None else list(columns)
             size, done = file.stat().st_size, 0
             try:
-                for batch in opened.iter_batches(self.rows_per_block, columns=self._columns):
+                for batch in opened.iter_batches(self.rows_per_block, columns=names):
                     share = size * batch.num_rows // num_rows
                     yield Block(
                         file=file,
@@ -119,7 +115,7 @@ class ArrowTables(Source):
         """Return all that the rows depend on besides the files' contents."""
         return {"format": self.format_name}
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, columns: Collection[str] | None = None) -> Iterator[Block]:
         """Yield the rows of all tables in order."""
         first_row = 0
         for table, file in zip(self.tables, self.files, strict=True):
@@ -155,9 +151,7 @@ def _parsed(block: Block, kinds: Mapping[str, Kind]) -> Chunk:
     )
 
 
-def _check_columns(
-    file: Path, names: Sequence[str], wanted: Sequence[str] | Mapping[str, Any]
-) -> None:
+def _check_columns(file: Path, names: Sequence[str], wanted: Collection[str]) -> None:
     if lacking := [c for c in wanted if c not in names]:
         raise ValueError(f"{file}: there is no column {lacking}; the file has {list(names)}")
 

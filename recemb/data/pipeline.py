@@ -30,7 +30,6 @@ from recemb.data.column import Columns, Kind
 from recemb.data.encoded import EncodedRows
 from recemb.data.encoder import RowEncoder, Statistics, gather
 from recemb.data.manifest import SPLITS
-from recemb.data.parquet import ParquetFiles
 from recemb.data.prefetch import ordered_map
 from recemb.data.preparation import prepare_once
 from recemb.data.prepared import Prepared
@@ -112,10 +111,7 @@ class _Preparation:
 
     def write(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Write the whole set into `folder`."""
-        source = self._of.source
-        if isinstance(source, ParquetFiles) and source.derivation is None:
-            source.read_only(list(self._kinds))
-        self._of.split.fit(source, self._of.on_bad_line)
+        self._of.split.fit(self._of.source, self._of.on_bad_line)
         statistics = Statistics(self._of.columns)
         if not statistics.is_empty:
             for found in self._each("counting values", self._gather):
@@ -182,9 +178,8 @@ class _Preparation:
             unit_scale=True,
             mininterval=0.5,
         ) as bar:
-            results = ordered_map(
-                lambda b: (work(b), b.num_bytes), self._of.source.blocks(), self._num_threads
-            )
+            blocks = self._of.source.blocks(self._of.source.raw_kinds(self._kinds))
+            results = ordered_map(lambda b: (work(b), b.num_bytes), blocks, self._num_threads)
             for result, num_bytes in results:
                 bar.update(num_bytes)
                 yield result

@@ -30,9 +30,9 @@ _PILOT_ROWS = 1 << 16
 class SignalShares:
     """How much of the logit's variance each part of the planted model has; they add up to 1."""
 
-    main: float = 0.6
+    main: float = 0.64
     dense: float = 0.3
-    pairs: float = 0.1
+    pairs: float = 0.06
 
 
 class PlantedModel:

@@ -6,7 +6,7 @@ chunk (`parse`), which several threads do at once.
 
 import abc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +101,12 @@ class Source(abc.ABC):
     derivation: Derivation | None
 
     @abc.abstractmethod
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, columns: Collection[str] | None = None) -> Iterator[Block]:
         """Yield the pieces of all files in order.
+
+        Args:
+            columns: raw columns that `parse` will be asked for; None is all. Formats that store
+                columns apart read no others.
 
         Raises:
             ValueError: if a file is empty, truncated or not of this format.
@@ -128,13 +132,24 @@ class Source(abc.ABC):
         """Return the size of all files."""
         return sum(f.stat().st_size for f in self.files)
 
-    def chunk(self, block: Block, kinds: Mapping[str, Kind], on_bad_line: OnBadLine) -> Chunk:
-        """Return the rows of `block`, derived columns included."""
+    def raw_kinds(self, kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+        """Return the columns that must be read from the files so that `kinds` can be given."""
         rule = self.derivation
         if rule is None:
-            return self.parse(block, kinds, on_bad_line)
-        wanted = {c: k for c, k in kinds.items() if c not in rule.outputs}
-        chunk = self.parse(block, {**wanted, **rule.inputs}, on_bad_line)
+            return dict(kinds)
+        return {**{c: k for c, k in kinds.items() if c not in rule.outputs}, **rule.inputs}
+
+    def chunks(self, kinds: Mapping[str, Kind], on_bad_line: OnBadLine) -> Iterator[Chunk]:
+        """Yield the rows of all files with the columns `kinds`."""
+        for block in self.blocks(self.raw_kinds(kinds)):
+            yield self.chunk(block, kinds, on_bad_line)
+
+    def chunk(self, block: Block, kinds: Mapping[str, Kind], on_bad_line: OnBadLine) -> Chunk:
+        """Return the rows of `block` with the columns `kinds`, derived ones included."""
+        chunk = self.parse(block, self.raw_kinds(kinds), on_bad_line)
+        rule = self.derivation
+        if rule is None:
+            return chunk
         if rule.keep is not None:
             chunk = chunk.keep(rule.keep(chunk.table))
         return replace(chunk, table=rule.apply(chunk.table))

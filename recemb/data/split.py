@@ -159,16 +159,17 @@ class ByTime(Split):
 
     def fit(self, source: Source, on_bad_line: OnBadLine) -> None:
         """Find the times at which validation and test begin."""
-        val_share = 1.0 - self._val - self._test
+        train_share = 1.0 - self._val - self._test
         if self._column is None:
             num_rows = source.num_rows()
-            self._limits = (round(val_share * num_rows), round((1.0 - self._test) * num_rows))
+            self._limits = (round(train_share * num_rows), round((1.0 - self._test) * num_rows))
             return
-        chunks = (source.chunk(b, self.kinds(), on_bad_line) for b in source.blocks())
+        chunks = source.chunks(self.kinds(), on_bad_line)
         times = np.sort(np.concatenate([self._times(c) for c in chunks]))
         times = np.append(times, np.inf)
         val_start, test_start = (
-            float(times[round(share * (len(times) - 1))]) for share in (val_share, 1.0 - self._test)
+            float(times[round(share * (len(times) - 1))])
+            for share in (train_share, 1.0 - self._test)
         )
         self._limits = (val_start, test_start)
 

@@ -9,7 +9,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -28,8 +28,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _UNIT_SEPARATOR = "\x1f"
 _INT = re.compile(r"-?\d+")
 _FLOAT = re.compile(r"-?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.I)
+_PARSE_BYTES = 1 << 20  # what pyarrow parses at a time: its columns then stay in the cache
 _ARROW_TYPES: dict[Kind, Any] = {
-    "string": pa.dictionary(pa.int32(), pa.string()),
+    "string": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
 }
@@ -90,7 +91,7 @@ class DelimitedText(Source):
             "derivation": self.derivation.name if self.derivation else None,
         }
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, columns: Collection[str] | None = None) -> Iterator[Block]:
         """Yield pieces of whole lines; each carries its file's column names."""
         first_row = 0
         for file in self.files:
@@ -169,10 +170,26 @@ class DelimitedText(Source):
         if len(delimiter) > 1:  # pyarrow knows delimiters of one character only
             data = data.replace(delimiter.encode(), _UNIT_SEPARATOR.encode())
             delimiter = _UNIT_SEPARATOR
+        try:
+            return self._parse(names, data, kinds, delimiter, _PARSE_BYTES)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            # A line is longer than what is parsed at a time.
+            return self._parse(names, data, kinds, delimiter, len(data) + 1)
+
+    def _parse(
+        self,
+        names: Sequence[str],
+        data: bytes,
+        kinds: Mapping[str, Kind],
+        delimiter: str,
+        num_bytes: int,
+    ) -> pa.Table:
         return arrow_csv.read_csv(
             pa.BufferReader(data),
             read_options=arrow_csv.ReadOptions(
-                column_names=list(names), use_threads=False, block_size=len(data) + 1
+                column_names=list(names), use_threads=False, block_size=num_bytes
             ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=delimiter, quote_char=self.quote or False
@@ -184,7 +201,7 @@ class DelimitedText(Source):
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=True,
             ),
-        )
+        ).combine_chunks()
 
     def _as_utf8(self, data: bytes) -> bytes:
         if self.encoding.lower().replace("-", "") in ("utf8", "ascii"):
