@@ -192,7 +192,11 @@ def install_cpu_torch() -> None:
     without; it works there all the same, so it is the last resort and announced.
     """
     version = pinned("torch")
-    query = [VENV_PYTHON, "-c", "from importlib.metadata import version as v; print(v('torch'))"]
+    query: Command = [
+        VENV_PYTHON,
+        "-c",
+        "from importlib.metadata import version as v; print(v('torch'))",
+    ]
     found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     if found.split("+")[0] == version:
         return
