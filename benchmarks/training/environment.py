@@ -39,7 +39,10 @@ ENVIRONMENTS = {
         Environment(name="fuxictr", steps=(("numpy", "setuptools"), ("fuxictr==2.3.10",))),
         Environment(
             name="deepctr-torch",
-            steps=(("numpy", "tqdm", "scikit-learn"), ("--no-deps", "deepctr-torch==0.3.0")),
+            steps=(
+                ("numpy", "tqdm", "scikit-learn", "requests"),
+                ("--no-deps", "deepctr-torch==0.3.0"),
+            ),
         ),
         # torchrec's metadata asks for fbgemm's CUDA build, hence --no-deps.
         Environment(
