@@ -1,0 +1,67 @@
+"""The command finds its verbs."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from recemb.cli import main as command
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {verb} " in printed for verb in command.VERBS)
+
+
+def test_no_verb_is_an_error_that_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 2
+    assert "usage: recemb VERB" in capsys.readouterr().err
+
+
+def test_version_is_the_distribution_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"recemb {importlib.metadata.version('recemb')}\n"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("docter", "doctor")])
+def test_misspelt_verb_names_the_nearest(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([typed, "seed=1"]) == 2
+    assert f"did you mean `recemb {meant}`?" in capsys.readouterr().err
+
+
+def test_strange_verb_points_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["xyzzy"]) == 2
+    assert "`recemb --help` lists them all" in capsys.readouterr().err
+
+
+def test_verb_gets_the_rest_of_the_line_and_gives_the_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[str]] = []
+
+    def run(arguments: list[str]) -> int:
+        seen.append(arguments)
+        return 7
+
+    monkeypatch.setattr("recemb.cli.doctor.run", run)
+    assert command.main(["doctor", "a=1", "-m"]) == 7
+    assert seen == [["a=1", "-m"]]
+
+
+def test_dispatch_and_doctor_import_nothing_heavy() -> None:
+    script = "import sys, recemb.cli.main, recemb.cli.doctor; print(*sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    heavy = {"torch", "torchrec", "fbgemm_gpu", "triton", "numpy", "pandas", "hydra", "pyarrow"}
+    assert heavy & set(ended.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("verb", command.VERBS)
+def test_module_of_every_verb_exists(verb: str) -> None:
+    assert importlib.util.find_spec(command.VERBS[verb][0]) is not None
