@@ -6,6 +6,15 @@ from pathlib import Path
 from recemb.data.source import missing_file
 
 
+def one_of(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the first file in `folder` with one of `names`, or one of them and .gz, or None."""
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    return None
+
+
 def file_among(data: str, folder: Path, names: Sequence[str], way_out: str) -> Path:
     """Return the file in `folder` with one of `names`, or with one of them and .gz.
 
@@ -26,9 +35,7 @@ def file_among(data: str, folder: Path, names: Sequence[str], way_out: str) -> P
             f"data '{data}': {folder} is a file, but raw must be the folder with {names[0]} and "
             f"the others; {way_out}"
         )
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
+    if path := one_of(folder, names):
+        return path
     wanted = " or ".join(names)
     raise FileNotFoundError(f"data '{data}': {folder} holds no {wanted}, plain or .gz; {way_out}")
