@@ -17,7 +17,8 @@ import torch
 from click_data import ClickData, Table, generate
 from contenders import CONTENDERS, REFERENCE
 from environment import python_of
-from report import Group, context, document, rows_of, table, to_csv
+from machine import context
+from report import Group, document, rows_of, table, to_csv
 from rounds import Measurement, Schedule, measure, waves
 from session import Contender
 from task import MODELS, ModelName, Task

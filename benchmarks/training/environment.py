@@ -35,8 +35,11 @@ ENVIRONMENTS = {
     e.name: e
     for e in (
         Environment(name="torch", steps=(("numpy",),)),
-        # Importing its layers imports its preprocessing, and that imports ray.
-        Environment(name="fuxictr", steps=(("numpy", "setuptools"), ("fuxictr==2.3.10",))),
+        # Importing its layers imports its preprocessing, and that imports ray. polars 2 took away
+        # an argument that this version of FuxiCTR passes.
+        Environment(
+            name="fuxictr", steps=(("numpy", "setuptools", "polars<2"), ("fuxictr==2.3.10",))
+        ),
         Environment(
             name="deepctr-torch",
             steps=(

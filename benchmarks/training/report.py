@@ -2,11 +2,8 @@
 
 import csv
 import io
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,20 +73,6 @@ def rows_of(group: Group, context: dict[str, str]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def context() -> dict[str, str]:
-    """Return commit and hardware."""
-    root = Path(__file__).resolve().parents[2]
-    commit = _git(root, "rev-parse", "--short=12", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": commit + ("+changes" if changed else ""),
-        "cpu": _cpu(),
-        "memory_gb": f"{_memory_bytes() / 1e9:.0f}",
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def table(group: Group) -> str:
@@ -164,28 +147,3 @@ def _line(m: Measurement) -> str:
         f"| {ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f}) | {m.peak_bytes / 1e9:.2f} "
         f"| {m.logloss:.4f} | {parts} |"
     )
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            count = len(_processors())
-            return f"{line.split(':', 1)[1].strip()}, {count} cores"
-    return platform.processor() or "unknown"
-
-
-def _processors() -> list[str]:
-    text = Path("/proc/cpuinfo").read_text().splitlines()
-    return [line for line in text if line.startswith("processor")]
-
-
-def _memory_bytes() -> int:
-    first = Path("/proc/meminfo").read_text().splitlines()[0]
-    return int(first.split()[1]) * 1024
