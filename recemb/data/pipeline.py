@@ -90,11 +90,12 @@ def prepare(description: Description, out: Path, *, overwrite: bool = False) -> 
         FileNotFoundError: if a raw file does not exist.
         ValueError: on bad input, or if `out` was prepared otherwise; see `prepare_once`.
     """
+    rule = description.source.derivation
     return prepare_once(
         out,
         name=description.name,
         settings=description.settings(),
-        sources=description.source.files,
+        sources=(*description.source.files, *(rule.files if rule else ())),
         write=_Preparation(description).write,
         overwrite=overwrite,
     )

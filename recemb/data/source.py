@@ -80,6 +80,8 @@ class Derivation:
         apply: returns the table with the outputs; keeps number and order of rows.
         keep: returns a boolean (n,) of the rows to use at all, or None for all; the others count as
             neither bad nor read.
+        files: further raw files that the rule reads, such as users' attributes; watched for changes
+            like the source's own.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Derivation:
     outputs: tuple[str, ...]
     apply: Callable[[pa.Table], pa.Table]
     keep: Callable[[pa.Table], NDArray[np.bool_]] | None = None
+    files: tuple[Path, ...] = ()
 
 
 class Source(abc.ABC):
