@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy/frappe.py --data FOLDER [--models dnn,deepfm] [--seeds 1,2,3]
 
-FOLDER holds `frappe/` as the publisher ships it. Each cell is `recemb train experiment=frappe_MODEL
-seed=S`; finished cells are kept in --work and not run again. Writes benchmarks/results/frappe.{csv,md}.
-The best epoch is chosen on validation; the test split is scored once.
+FOLDER holds `frappe/` as the publisher ships it. Each cell is `recemb train
+experiment=frappe_MODEL seed=S`; finished cells are kept in --work and not run again. Writes
+benchmarks/results/frappe.{csv,md}. The best epoch is chosen on validation; the test split is scored once.
 """
 
 import argparse
@@ -74,8 +74,10 @@ def write_table(cells: dict[tuple[str, int], dict], seeds: list[int]) -> str:
     with (RESULTS / "frappe.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            "model seed val_auc test_auc test_logloss epochs steps samples_per_second "
-            "training_seconds commit torch cpu threads".split()
+            [
+                *("model", "seed", "val_auc", "test_auc", "test_logloss", "epochs", "steps"),
+                *("samples_per_second", "training_seconds", "commit", "torch", "cpu", "threads"),
+            ]
         )
         for (model, seed), s in sorted(cells.items()):
             m = s["metrics"]
@@ -90,9 +92,9 @@ def write_table(cells: dict[tuple[str, int], dict], seeds: list[int]) -> str:
     lines = [
         f"# Frappe: test AUC and log loss over seeds {', '.join(map(str, seeds))}",
         "",
-        "Made by `python benchmarks/accuracy/frappe.py`; a row per run is in `frappe.csv`. Published: "
-        "BARS frappe_x1, one run each. The training negatives here are re-drawn by the official rule, "
-        "so figures compare to about 0.001 AUC. Selected on validation, reported on test.",
+        "Made by `python benchmarks/accuracy/frappe.py`; a row per run is in `frappe.csv`. "
+        "Published: BARS frappe_x1, one run each. The training negatives here are re-drawn by the "
+        "official rule, so figures compare to about 0.001 AUC. Selected on validation, reported on test.",
         "",
         "| model | test AUC, mean ± sd | published AUC | difference | within 0.0015 or above | "
         "test log loss, mean ± sd | published log loss | runs |",

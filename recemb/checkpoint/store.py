@@ -110,7 +110,7 @@ class CheckpointStore:
         return state
 
     def load_newest(self, kind: str) -> tuple[CheckpointName, dict[str, Any]] | None:
-        """Return the newest checkpoint of a kind that verifies, or None; warn of those that do not."""
+        """Return the newest checkpoint of a kind that verifies, or None; warn of the others."""
         for name in reversed(self.names(kind)):
             try:
                 return name, self.load(name)
@@ -147,9 +147,7 @@ def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
 def _verify(folder: Path) -> None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        version, size, digest = (
-            manifest[k] for k in ("format_version", "size_bytes", "sha256")
-        )
+        version, size, digest = (manifest[k] for k in ("format_version", "size_bytes", "sha256"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {folder} has no readable manifest ({error})") from error
     if version > FORMAT_VERSION:

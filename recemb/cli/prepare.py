@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from recemb.cli.failure import USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.data.dataset import Dataset
 from recemb.data.prepared import Prepared
@@ -19,7 +20,7 @@ def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
     if complaint := explain_bad_overrides("prepare", arguments):
         print(f"recemb prepare: {complaint}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     sys.argv = ["recemb prepare", *arguments]
     hydra.main(config_path="pkg://recemb.conf", config_name="prepare", version_base="1.3")(main)()
     return 0
@@ -27,11 +28,8 @@ def run(arguments: list[str]) -> int:
 
 def main(config: DictConfig) -> None:
     """Prepare the configured data set and print what came of it."""
-    try:
+    with user_errors("prepare", traceback=config.traceback):
         prepared = prepare_from(config, overwrite=config.overwrite)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"recemb prepare: {error}", file=sys.stderr)
-        sys.exit(2)
     rows = ", ".join(f"{split} {prepared.num_rows(split):,}" for split in prepared.splits)
     num_ids = sum(c.num_embeddings for c in prepared.schema.categorical)
     print(f"prepared {prepared.folder}")

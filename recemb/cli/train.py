@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import prepare_from
 from recemb.models.ranking_model import RankingModel
@@ -21,14 +22,12 @@ from recemb.train.log import NoTracker, RunLog, TensorBoard, Tracker
 from recemb.train.progress import InterruptedFitError
 from recemb.train.summary import describe, read_summary, write_summary
 
-_INTERRUPTED = 130
-
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
     if complaint := explain_bad_overrides("train", arguments):
         print(f"recemb train: {complaint}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     sys.argv = ["recemb train", *arguments]
     hydra.main(config_path="pkg://recemb.conf", config_name="train", version_base="1.3")(main)()
     return 0
@@ -39,16 +38,12 @@ def main(config: DictConfig) -> float:
 
     User errors end the process with one line and status 2; an interruption with 130.
     """
-    try:
-        summary = train(config)
-    except InterruptedFitError as interruption:
-        print(f"\n{interruption}", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
-        if config.traceback:
-            raise
-        print(f"recemb train: {error}", file=sys.stderr)
-        sys.exit(2)
+    with user_errors("train", traceback=config.traceback):
+        try:
+            summary = train(config)
+        except InterruptedFitError as interruption:
+            print(f"\n{interruption}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
     value = summary["metrics"].get(config.trainer.monitor)
     return float("nan") if value is None else float(value)
 
@@ -70,8 +65,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         method=instantiate(config.embedding),
         model=_model_class(config),
         model_options={
-            str(k): v
-            for k, v in instantiate(config.model, _partial_=True).keywords.items()
+            str(k): v for k, v in instantiate(config.model, _partial_=True).keywords.items()
         },
         table_optimizer=instantiate(config.optimizer.tables),
         dense_optimizer=instantiate(config.optimizer.dense),
@@ -90,9 +84,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         trained = run_experiment(experiment, folder=folder, log=log)
     finally:
         log.close()
-    summary = trained.summary | {
-        "config_hash": config_hash({str(k): v for k, v in plain.items()})
-    }
+    summary = trained.summary | {"config_hash": config_hash({str(k): v for k, v in plain.items()})}
     write_summary(folder / "summary.json", summary)
     print(describe(summary))
     return summary

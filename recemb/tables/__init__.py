@@ -1,1 +1,19 @@
 """Ids to vectors: table specifications, storage and the lookup engine."""
+
+from recemb.tables.full import FullTables
+from recemb.tables.method import Budget, Method, Plan
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.spec import TableSpec
+from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
+
+__all__ = [
+    "Budget",
+    "FullTables",
+    "Method",
+    "Plan",
+    "Storage",
+    "TableOptimizer",
+    "TableSpec",
+    "Tables",
+]

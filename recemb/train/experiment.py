@@ -1,7 +1,7 @@
 """An experiment from prepared data to a summary: tables, model, fit, evaluation."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,16 +140,12 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
     )
 
 
-def _final_metrics(
-    experiment: Experiment, tables: Tables, fitted: FittedModel
-) -> dict[str, float]:
+def _final_metrics(experiment: Experiment, tables: Tables, fitted: FittedModel) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
         if split not in experiment.prepared.splits:
             continue
-        batches = experiment.prepared.batches(
-            split, batch_size=experiment.settings.eval_batch_size
-        )
+        batches = experiment.prepared.batches(split, batch_size=experiment.settings.eval_batch_size)
         device = experiment.settings.resolve_device()
         metrics |= score(batches, tables=tables, model=fitted.model, device=device).metrics(split)
     return metrics

@@ -1,8 +1,9 @@
 """One fit: batches to updates, evaluation, early stopping, checkpoints, exact resume.
 
-A fit that is killed and started again on the same folder ends with bit-identical weights, optimizer
-state and `metrics.jsonl`: the order of batches is a function of (seed, epoch), every checkpoint holds
-the random state, and `metrics.jsonl` is cut back to its length when that checkpoint was written.
+A fit that is killed and started again on the same folder ends with bit-identical weights,
+optimizer state and `metrics.jsonl`: the order of batches is a function of (seed, epoch), every
+checkpoint holds the random state, and `metrics.jsonl` is cut back to its length when that
+checkpoint was written.
 """
 
 import contextlib
@@ -30,8 +31,8 @@ DenseOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 _RESUME, _BEST = "step", "best"
 _FALL_WARNING = (
-    "{monitor} fell from {first:.5f} after the first epoch to {now:.5f}: click models over-fit their "
-    "embeddings from the second epoch on. What to try: trainer.max_epochs=1; "
+    "{monitor} fell from {first:.5f} after the first epoch to {now:.5f}: click models over-fit "
+    "their embeddings from the second epoch on. What to try: trainer.max_epochs=1; "
     "trainer.eval_every_steps=N to stop inside an epoch; a smaller "
     "optimizer.tables.learning_rate; optimizer.tables.weight_decay=1e-6 or more; dropout in the "
     "model; a higher minimum count in the data. The best checkpoint is kept either way."
@@ -252,9 +253,7 @@ class Fit:
         """Score the validation split, note the best, move the plateau and the patience."""
         settings, progress = self.settings, self.progress
         batches = self.plan.prepared.batches("val", batch_size=settings.eval_batch_size)
-        scored = score(
-            batches, tables=self.plan.tables, model=self.plan.model, device=self.device
-        )
+        scored = score(batches, tables=self.plan.tables, model=self.plan.model, device=self.device)
         metrics = scored.metrics("val")
         progress.evaluated_step = progress.step
         self.log.row(progress.step, progress.epoch, metrics)

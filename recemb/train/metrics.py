@@ -7,13 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from recemb.data.score import auc as exact_auc
+
 Scores = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.floating]
 
 
 def auc(scores: Scores, labels: Labels) -> float:
-    """Return the area under the ROC curve: the probability that a positive example scores above a
-    negative one, ties counting half (the Mann-Whitney statistic).
+    """Return the area under the ROC curve, the Mann-Whitney statistic, ties counting half.
+
+    It is the probability that a positive example scores above a negative one.
 
     Args:
         scores: (N,), any monotone transform of the probability.
@@ -22,14 +25,8 @@ def auc(scores: Scores, labels: Labels) -> float:
     Returns:
         A number in [0, 1]; NaN if only one class is present.
     """
-    positive = np.asarray(labels) > 0.5
-    num_positive = int(positive.sum())
-    num_negative = positive.size - num_positive
-    if num_positive == 0 or num_negative == 0:
-        return float("nan")
-    ranks = pd.Series(scores).rank(method="average").to_numpy(dtype=np.float64)
-    above = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative))
+    positive = (np.asarray(labels) > 0.5).astype(np.uint8)
+    return exact_auc(np.asarray(scores, dtype=np.float64), positive)
 
 
 def gauc(scores: Scores, labels: Labels, groups: npt.NDArray[np.integer]) -> float:
@@ -70,9 +67,10 @@ def log_loss(logits: Scores, labels: Labels) -> float:
 
 
 def normalised_entropy(logits: Scores, labels: Labels) -> float:
-    """Return the log loss over that of always predicting the mean label (He et al., "Practical
-    Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014, eq. 3); below 1 is better than
-    the mean. NaN if only one class is present.
+    """Return the log loss over that of always predicting the mean label.
+
+    Below 1 is better than the mean; NaN if only one class is present. Source: He et al., "Practical
+    Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014, eq. 3.
     """
     rate = float(np.mean(labels))
     if rate in (0.0, 1.0):
@@ -82,8 +80,9 @@ def normalised_entropy(logits: Scores, labels: Labels) -> float:
 
 
 def calibration(logits: Scores, labels: Labels) -> float:
-    """Return the mean predicted probability over the mean label; 1 is calibrated. NaN without
-    positives.
+    """Return the mean predicted probability over the mean label.
+
+    1 is calibrated; NaN without positives.
     """
     rate = float(np.mean(labels))
     if rate == 0.0:

@@ -26,9 +26,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.decay not in ("none", "linear", "cosine"):
-            raise ValueError(
-                f"schedule: decay must be none, linear or cosine, got '{self.decay}'"
-            )
+            raise ValueError(f"schedule: decay must be none, linear or cosine, got '{self.decay}'")
         for field in ("warmup_steps", "decay_steps", "final_factor"):
             if getattr(self, field) < 0:
                 raise ValueError(f"schedule: {field} must not be negative")

@@ -110,8 +110,8 @@ class TrainerSettings:
         """Warn when bf16 is asked for on a CPU without bf16 instructions."""
         if self.precision == "bf16" and device.type == "cpu" and not cpu_has_bf16():
             warnings.warn(
-                "trainer.precision=bf16: this CPU has no bf16 instructions (avx512_bf16 or amx), so "
-                "bf16 is emulated and slower than trainer.precision=fp32",
+                "trainer.precision=bf16: this CPU has no bf16 instructions (avx512_bf16 or amx), "
+                "so bf16 is emulated and slower than trainer.precision=fp32",
                 stacklevel=2,
             )
 

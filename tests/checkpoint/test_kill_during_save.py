@@ -20,7 +20,7 @@ def save(store: CheckpointStore, step: int) -> None:
 
 
 def run_until_call(count: int, action: Callable[[], None]) -> bool:
-    """Fork, kill the child at its `count`-th file-system call in `action`; tell if it was killed."""
+    """Fork, kill the child at its `count`-th file-system call; tell if it was killed."""
     child = os.fork()
     if child == 0:
         seen = 0
