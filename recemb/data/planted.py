@@ -23,7 +23,6 @@ Ids = NDArray[np.int64]
 
 HEAD_IDS = 20
 _LATENT_WIDTH = 4
-_PILOT_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)

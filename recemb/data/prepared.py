@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recemb.data.assembly import SplitColumns
 from recemb.data.batch import Batch
-from recemb.data.manifest import MANIFEST_NAME, read_manifest, sha256
+from recemb.data.manifest import MANIFEST_NAME, SPLITS, read_manifest, sha256
 from recemb.data.order import RowOrder, Shares
 from recemb.data.prefetch import prefetch as run_ahead
 from recemb.data.schema import Schema
@@ -43,7 +43,7 @@ class Prepared:
         self.manifest: dict[str, Any] = read_manifest(self.folder)
         self.schema = Schema.from_dict(self.manifest["schema"])
         self.reference: Mapping[str, float] = dict(self.manifest.get("reference", {}))
-        self.splits: tuple[str, ...] = tuple(self.manifest["rows"])
+        self.splits: tuple[str, ...] = tuple(s for s in SPLITS if s in self.manifest["rows"])
         self._check_sizes()
         self._columns: dict[str, SplitColumns] = {}
 

@@ -32,7 +32,7 @@ CRITEO_CARDINALITIES = (
 
 NUM_DENSE = 13
 _SMALL_TABLE = 1000
-_BLOCK_ROWS = 1 << 16
+_BLOCK_ROWS = 1 << 14
 _NUM_PAIRS = 4
 _SPLIT_KEYS = {"train": 0, "val": 1, "test": 2, "pilot": 3}
 
