@@ -4,7 +4,8 @@
 
 FOLDER holds `frappe/` as the publisher ships it. Each cell is `recemb train
 experiment=frappe_MODEL seed=S`; finished cells are kept in --work and not run again. Writes
-benchmarks/results/frappe.{csv,md}. The best epoch is chosen on validation; the test split is scored once.
+benchmarks/results/frappe.{csv,md}. The best epoch is chosen on validation; the test split is scored
+once.
 """
 
 import argparse
@@ -94,7 +95,8 @@ def write_table(cells: dict[tuple[str, int], dict], seeds: list[int]) -> str:
         "",
         "Made by `python benchmarks/accuracy/frappe.py`; a row per run is in `frappe.csv`. "
         "Published: BARS frappe_x1, one run each. The training negatives here are re-drawn by the "
-        "official rule, so figures compare to about 0.001 AUC. Selected on validation, reported on test.",
+        "official rule, so figures compare to about 0.001 AUC. Selected on validation, reported on "
+        "test.",
         "",
         "| model | test AUC, mean ± sd | published AUC | difference | within 0.0015 or above | "
         "test log loss, mean ± sd | published log loss | runs |",
