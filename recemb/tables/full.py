@@ -5,7 +5,7 @@ Shapes: `B` examples, `N` ids, `D` embedding_dim.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from recemb.tables.bags import is_one_hot
 from recemb.tables.bounds import Bounds, BoundsCheck
-from recemb.tables.layout import Unit, lay_out
+from recemb.tables.fbgemm import FbgemmUpdate, is_faster, why_not
+from recemb.tables.layout import Slot, Unit, lay_out
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.pooled import PooledLookup, Runs, SequenceLookup
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.store import GroupStore
@@ -34,7 +36,12 @@ class FullTables(Tables):
         specs: the tables.
         optimizer: how rows are updated, inside the backward pass: exactly, touched rows only. None
             makes the weights ordinary parameters with dense gradients, for any torch.optim.
-        backend: what updates the rows.
+        backend: what updates the rows. "torch" is exact for every optimizer, on any device.
+            "fbgemm" calls FBGEMM's CPU kernels: SGD, Adagrad and row-wise Adagrad without weight
+            decay, pooled tables, widths that are multiples of 4. "auto" takes FBGEMM, table width
+            by table width, where it can serve and no two features share a table, for there it is
+            about twice as fast (benchmarks/training/tables.py); else torch. Both read and write
+            the same memory, so a state saved with one loads with the other.
         bounds: what happens to an id outside [0, num_embeddings), see `BoundsCheck`.
         seed: of the initial weights.
         init_std: draw the initial weights from N(0, init_std); None draws them uniformly from
@@ -58,6 +65,11 @@ class FullTables(Tables):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(specs)
+        if backend not in get_args(Backend):
+            raise ValueError(
+                f"FullTables: backend must be one of {', '.join(get_args(Backend))}, "
+                f"got '{backend}'"
+            )
         if init_std is not None and init_std < 0:
             raise ValueError(f"FullTables: init_std must not be negative, got {init_std}")
         self.optimizer = optimizer
@@ -68,12 +80,15 @@ class FullTables(Tables):
         self._stores = [
             GroupStore(group, optimizer=optimizer, device=self._device) for group in layout.groups
         ]
-        self._pooled = [self._unit(unit) for unit in layout.pooled]
-        self._sequences = [self._unit(unit) for unit in layout.sequences]
-        self._columns = layout.columns()
+        columns = layout.columns()
+        pooled = [self._unit(unit, columns) for unit in layout.pooled]
+        sequences = [self._unit(unit, {}) for unit in layout.sequences]
+        self._units = [*pooled, *sequences]
+        self._pooled = PooledLookup(pooled, [[columns[g] for g in u.groups] for u in layout.pooled])
+        self._sequences = [SequenceLookup(unit) for unit in sequences]
         # Registered so that .to() and .train() reach them; the lists above keep their types.
         self.stores = nn.ModuleList(self._stores)
-        self.units = nn.ModuleList([*self._pooled, *self._sequences])
+        self.units = nn.ModuleList(self._units)
         self._owner = {spec.name: s for s in self._stores for spec in s.group.tables}
         if self._device.type != "meta":
             self._initialise(seed, init_std)
@@ -84,21 +99,10 @@ class FullTables(Tables):
         Raises:
             ValueError: if a feature is missing, or an id is out of range and `bounds` is "error".
         """
-        one_hot = is_one_hot(features)
-        blocks = [b for unit in self._pooled for b in unit.pooled(features, one_hot=one_hot)]
-        if len(blocks) == 1:
-            values = blocks[0]
-        else:
-            parts = [
-                iter(torch.split(block, [w for b, w in self._columns if b == index], dim=1))
-                for index, block in enumerate(blocks)
-            ]
-            columns = [next(parts[index]) for index, _ in self._columns]
-            values = torch.cat(columns or [torch.empty(features.stride(), 0)], dim=1)
         return KeyedTensor(
             keys=list(self.keys),
             length_per_key=list(self.embedding_dims.values()),
-            values=values,
+            values=self._pooled(features),
         )
 
     def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -111,11 +115,11 @@ class FullTables(Tables):
         """
         one_hot = is_one_hot(features)
         found: dict[str, JaggedTensor] = {}
-        for unit in self._sequences:
-            bags, blocks = unit.unpooled(features, one_hot=one_hot)
+        for lookup in self._sequences:
+            bags, blocks = lookup(features, one_hot=one_hot)
             lengths = torch.split(bags.bag_lengths(), bags.batch_size)
             weights = None if bags.weights is None else torch.split(bags.weights, bags.sizes)
-            for slots, block in zip(unit.unit.slots, blocks, strict=True):
+            for slots, block in zip(lookup.unit.unit.slots, blocks, strict=True):
                 for f, (slot, part) in enumerate(
                     zip(slots, torch.split(block, bags.sizes), strict=True)
                 ):
@@ -176,7 +180,7 @@ class FullTables(Tables):
             )
         if learning_rate < 0:
             raise ValueError(f"FullTables: learning_rate must not be negative, got {learning_rate}")
-        for unit in (*self._pooled, *self._sequences):
+        for unit in self._units:
             unit.learning_rate = learning_rate
 
     def defer_updates(self, flag: bool) -> None:
@@ -184,16 +188,35 @@ class FullTables(Tables):
 
         Without an optimizer this does nothing: autograd accumulates by itself.
         """
-        for unit in (*self._pooled, *self._sequences):
+        for unit in self._units:
             unit.is_deferring = flag
 
     def out_of_range_counts(self) -> dict[str, int]:
         """Return how many ids of each key were out of range, and replaced, so far."""
         return {key: self._bounds.counts[key] for key in self.outputs}
 
-    def _unit(self, unit: Unit) -> UnitLookup:
+    def _unit(self, unit: Unit, columns: Mapping[int, Runs]) -> UnitLookup:
         stores = [self._stores[g] for g in unit.groups]
-        return UnitLookup(unit, stores, bounds=self._bounds, device=self._device)
+        kernels = [
+            self._kernel(store, slots, columns.get(g, ()))
+            for g, store, slots in zip(unit.groups, stores, unit.slots, strict=True)
+        ]
+        return UnitLookup(unit, stores, kernels=kernels, bounds=self._bounds, device=self._device)
+
+    def _kernel(
+        self, store: GroupStore, slots: tuple[Slot, ...], runs: Runs
+    ) -> FbgemmUpdate | None:
+        if self.backend == "torch":
+            return None
+        reason = why_not(store.group, self.optimizer, self._device)
+        if reason is not None and self.backend == "fbgemm":
+            raise ValueError(
+                f"FullTables: backend='fbgemm' cannot serve tables of width {store.group.width}: "
+                f"{reason}; backend='auto' uses FBGEMM where it can and torch elsewhere"
+            )
+        if reason is not None or (self.backend == "auto" and not is_faster(slots)):
+            return None
+        return FbgemmUpdate(store, slots, runs[0][0] if len(runs) == 1 else 0)
 
     def _initialise(self, seed: int, init_std: float | None) -> None:
         """Draw the tables' weights in configured order, on the CPU: the same on every device."""
@@ -212,7 +235,7 @@ class FullTables(Tables):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        if any(unit.has_collected for unit in (*self._pooled, *self._sequences)):
+        if any(unit.has_collected for unit in self._units):
             raise RuntimeError(
                 "FullTables: gradients of unfinished micro-batches are waiting, which a state_dict "
                 "does not hold; save after the update, that is after a backward pass without "

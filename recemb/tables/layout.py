@@ -83,22 +83,29 @@ class Layout:
     pooled: tuple[Unit, ...]
     sequences: tuple[Unit, ...]
 
-    def columns(self) -> tuple[tuple[int, int], ...]:
-        """Return how the pooled output is put together from the blocks (B, F*D) of its groups.
+    def columns(self) -> dict[int, tuple[tuple[int, int], ...]]:
+        """Return, for each pooled group, its runs of columns (first, number) in the output.
 
-        The k-th run of the output's columns is (index of a block, number of columns), the blocks
-        counted unit by unit, group by group; each block is used up from left to right.
+        The output holds the keys side by side in configured order. The runs, one after the other,
+        hold the group's lookups in the order of its slots.
         """
-        blocks = [slots for unit in self.pooled for slots in unit.slots]
-        block_of = {slot.key: b for b, slots in enumerate(blocks) for slot in slots}
-        width_of = {slot.key: slot.table.embedding_dim for slots in blocks for slot in slots}
-        runs: list[tuple[int, int]] = []
+        owner = {
+            slot.key: (group, slot.table.embedding_dim)
+            for unit in self.pooled
+            for group, slots in zip(unit.groups, unit.slots, strict=True)
+            for slot in slots
+        }
+        runs: dict[int, list[tuple[int, int]]] = {group: [] for group, _ in owner.values()}
+        column = 0
         for key in self.keys:
-            block, width = block_of[key], width_of[key]
-            if runs and runs[-1][0] == block:
-                width += runs.pop()[1]
-            runs.append((block, width))
-        return tuple(runs)
+            group, width = owner[key]
+            if runs[group] and sum(runs[group][-1]) == column:
+                first, num = runs[group].pop()
+                runs[group].append((first, num + width))
+            else:
+                runs[group].append((column, width))
+            column += width
+        return {group: tuple(r) for group, r in runs.items()}
 
 
 def lay_out(specs: Sequence[TableSpec]) -> Layout:

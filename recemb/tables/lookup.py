@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from recemb.tables.bags import Bags
-from recemb.tables.update import Touched, group_by_row
+from recemb.tables.update import Touched, gather_rows, group_by_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Lookups:
     """The addressed ids of one batch.
 
     Attributes:
+        ids: (N,) the ids, feature by feature, all in range.
         rows: (N,) rows of the buffer, int32 where they fit. Example by example if `offsets` is
             None, feature by feature otherwise.
         offsets: (F*B+1,) where each bag begins, feature by feature; None if lookup n is output row
@@ -32,6 +33,7 @@ class Lookups:
         num_outputs: rows of the output, F*B when pooled.
     """
 
+    ids: Tensor
     rows: Tensor
     offsets: Tensor | None
     lengths: Tensor | None
@@ -49,7 +51,7 @@ class Lookups:
         """Return the output row (b*F + f) of each lookup (N,); None for its own position."""
         if self.lengths is None:
             return None
-        batch_size = self.num_outputs // max(1, self.num_features)
+        batch_size = self.num_outputs // self.num_features
         bags = torch.arange(self.num_outputs, dtype=self.rows.dtype, device=self.rows.device)
         outputs = bags.view(batch_size, self.num_features).t().reshape(-1)
         return outputs.repeat_interleave(self.lengths, output_size=self.rows.numel())
@@ -66,17 +68,9 @@ class Lookups:
             per_sample_weights=self.scales,
             include_last_offset=True,
         )
-        by_feature = bags.view(self.num_features, -1, weight.shape[1])
+        batch_size = self.num_outputs // self.num_features
+        by_feature = bags.view(self.num_features, batch_size, weight.shape[1])
         return by_feature.transpose(0, 1).reshape(self.num_outputs, weight.shape[1])
-
-
-def gather_rows(weight: Tensor, rows: Tensor) -> Tensor:
-    """Return rows (N,) of `weight` (R, D)."""
-    if rows.is_cuda or weight.shape[1] == 1:
-        return weight.index_select(0, rows)
-    # A bag of one id is the row itself, and embedding_bag prefetches where index_select does not.
-    offsets = torch.arange(rows.numel() + 1, dtype=rows.dtype)
-    return F.embedding_bag(rows, weight, offsets, mode="sum", include_last_offset=True)
 
 
 def address(bags: Bags, ids: Tensor, first_rows: Tensor, is_mean: Tensor | None) -> Lookups:
@@ -95,6 +89,7 @@ def address(bags: Bags, ids: Tensor, first_rows: Tensor, is_mean: Tensor | None)
         )
         torch.add(ids.view(num_features, bags.batch_size).t(), first_rows, out=rows)
         return Lookups(
+            ids=ids,
             rows=rows.view(-1),
             offsets=None,
             lengths=None,
@@ -104,6 +99,7 @@ def address(bags: Bags, ids: Tensor, first_rows: Tensor, is_mean: Tensor | None)
         )
     rows = shift(ids, first_rows, bags.sizes)
     return Lookups(
+        ids=ids,
         rows=rows,
         offsets=bags.offsets.to(rows.dtype),
         lengths=bags.lengths,
@@ -130,37 +126,40 @@ def _scales(bags: Bags, is_mean: Tensor | None) -> Tensor | None:
     return scales if weights is None else scales * weights
 
 
-class Updater(Protocol):
-    """What the backward pass hands its gradients to."""
+class Lookup(Protocol):
+    """What FusedLookup reads from, and hands its gradients to."""
 
-    def update(self, lookups: Lookups, grads: Sequence[Tensor | None]) -> None:
-        """Update the buffers, given the gradients of what `Lookups.gather` returned for each."""
+    def read(self, lookups: Sequence[Lookups]) -> tuple[Tensor, ...]:
+        """Return the vectors that `lookups` address."""
+        ...
+
+    def update(self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]) -> None:
+        """Update the rows that `lookups` addressed, given the gradients of what `read` returned."""
         ...
 
 
 class FusedLookup(torch.autograd.Function):
-    """Gathers from buffers that autograd does not see, and updates them in the backward pass."""
+    """Reads tables that autograd does not see, and updates them in the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, updater: Updater, lookups: Lookups, *weights: Tensor
+        ctx: Any, anchor: Tensor, lookup: Lookup, lookups: Sequence[Lookups]
     ) -> tuple[Tensor, ...]:
-        """Return what `lookups` gathers from each of `weights`.
+        """Return what `lookup` reads.
 
         Args:
             ctx: autograd's.
             anchor: a scalar that requires grad, so that the backward pass reaches this function.
-            updater: told of the gradients.
+            lookup: reads, and later updates.
             lookups: the addressed ids.
-            weights: buffers (R, D), which do not require grad.
         """
-        ctx.updater, ctx.lookups = updater, lookups
+        ctx.lookup, ctx.lookups = lookup, lookups
         ctx.set_materialize_grads(False)
-        return tuple(lookups.gather(w) for w in weights)
+        return lookup.read(lookups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        """Hand the gradients to the updater; there is nothing to return."""
-        ctx.updater.update(ctx.lookups, grads)
-        return (None,) * (3 + len(grads))
+        """Update the tables; there is nothing to return."""
+        ctx.lookup.update(ctx.lookups, grads)
+        return (None, None, None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recemb.tables.formula import STATE_PARTS, counts_steps
 from recemb.tables.layout import Group
+from recemb.tables.memory import allocate
 from recemb.tables.optimizer import TableOptimizer
 
 
@@ -42,17 +43,15 @@ class GroupStore(nn.Module):
         self.optimizer = optimizer
         self.step = 0
         shape = (group.num_rows, group.width)
-        weight = torch.empty(shape, dtype=torch.float32, device=device)
+        weight = allocate(shape, device)
         if optimizer is None:
             self.weight = nn.Parameter(weight)
             return
         self.register_buffer("weight", weight, persistent=False)
         start = optimizer.initial_accumulator if "adagrad" in optimizer.kind else 0.0
         for name, is_rowwise in STATE_PARTS[optimizer.kind]:
-            part = torch.full(
-                shape[:1] if is_rowwise else shape, start, dtype=torch.float32, device=device
-            )
-            self.register_buffer(name, part, persistent=False)
+            part = allocate(shape[:1] if is_rowwise else shape, device)
+            self.register_buffer(name, part.fill_(start), persistent=False)
 
     @property
     def state(self) -> dict[str, Tensor]:

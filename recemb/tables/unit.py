@@ -1,9 +1,10 @@
-"""The lookups of one unit: features that address one or several groups in the same way.
+"""The ids of one unit, and the update of its groups.
 
 Shapes: `B` examples, `F` lookups, `N` ids, `D` embedding_dim.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,61 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.tables.bags import Bags, select_bags
 from recemb.tables.bounds import BoundsCheck
+from recemb.tables.fbgemm import FbgemmUpdate
 from recemb.tables.formula import Formula
 from recemb.tables.layout import Unit
-from recemb.tables.lookup import FusedLookup, Lookups, address, shift
+from recemb.tables.lookup import Lookups
 from recemb.tables.store import GroupStore
 from recemb.tables.update import Touched, group_by_row, update_all, update_touched
 
-INT32_ROWS = 2**31 - 1
+_INT32_ROWS = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """The gradient of a group's vectors, as columns of a larger one.
+
+    Attributes:
+        values: (B, W), or (N, D) with one run over all columns.
+        runs: the group's runs of columns (first, number).
+        width: D.
+    """
+
+    values: Tensor
+    runs: tuple[tuple[int, int], ...]
+    width: int
+
+    def rows(self) -> Tensor:
+        """Return one row for each output row of the lookups, (B*F, D) float32, contiguous."""
+        parts = [self.values.narrow(1, first, num) for first, num in self.runs]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return joined.float().contiguous().view(-1, self.width)
+
+    def columns(self) -> Tensor:
+        """Return the vectors' gradients side by side, float32, contiguous.
+
+        They are all of (B, F*D), or, not to copy them, a part of (B, W) if they are one run.
+        """
+        if len(self.runs) == 1:
+            return self.values.float().contiguous()
+        return self.rows().view(self.values.shape[0], -1)
 
 
 class UnitLookup(nn.Module):
-    """Looks a batch's ids up in the unit's groups, and updates them in the backward pass.
+    """Prepares the ids of a batch for the unit's groups, and updates these.
 
     Attributes:
         unit: the lookups.
+        stores: the groups' memory.
         learning_rate: of the next update.
         is_deferring: whether gradients are collected instead of applied.
+
+    Args:
+        unit: the lookups.
+        stores: the memory of each of the unit's groups.
+        kernels: for each group FBGEMM's update, or None for torch's.
+        bounds: what happens to ids out of range.
+        device: where ids come from.
     """
 
     first_rows: Tensor
@@ -34,12 +74,19 @@ class UnitLookup(nn.Module):
     is_mean: Tensor | None
 
     def __init__(
-        self, unit: Unit, stores: Sequence[GroupStore], *, bounds: BoundsCheck, device: torch.device
+        self,
+        unit: Unit,
+        stores: Sequence[GroupStore],
+        *,
+        kernels: Sequence[FbgemmUpdate | None],
+        bounds: BoundsCheck,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.unit = unit
         # In a tuple, so that the stores are registered once, with their owner.
-        self._stores = tuple(stores)
+        self.stores = tuple(stores)
+        self._kernels = tuple(kernels)
         self._bounds = bounds
         optimizer = stores[0].optimizer
         self.learning_rate = 0.0 if optimizer is None else optimizer.learning_rate
@@ -47,60 +94,50 @@ class UnitLookup(nn.Module):
         self._collected: list[tuple[Lookups, tuple[Tensor | None, ...]]] = []
         slots = unit.slots[0]
         num_rows = max(store.group.num_rows for store in stores)
-        dtype = torch.int32 if num_rows < INT32_ROWS else torch.int64
+        dtype = torch.int32 if num_rows < _INT32_ROWS else torch.int64
+        means = [slot.table.pooling == "mean" for slot in slots]
+        is_mean = torch.tensor(means, device=device) if any(means) else None
         first_rows = torch.tensor([s.first_row for s in slots], dtype=dtype, device=device)
         limits = torch.tensor([s.table.num_embeddings for s in slots], device=device)
-        is_mean = torch.tensor([s.table.pooling == "mean" for s in slots], device=device)
-        has_mean = any(s.table.pooling == "mean" for s in slots)
         self.register_buffer("first_rows", first_rows, persistent=False)
         self.register_buffer("limits", limits, persistent=False)
-        self.register_buffer("is_mean", is_mean if has_mean else None, persistent=False)
+        self.register_buffer("is_mean", is_mean, persistent=False)
 
     @property
     def has_collected(self) -> bool:
         """Return whether gradients wait for the next update."""
         return bool(self._collected)
 
-    def pooled(self, features: KeyedJaggedTensor, *, one_hot: bool) -> tuple[Tensor, ...]:
-        """Return the vectors (B, F*D) for each group of the unit."""
-        bags, ids = self._ids(features, one_hot)
-        lookups = address(bags, ids, self.first_rows, self.is_mean)
-        return tuple(out.view(bags.batch_size, -1) for out in self._look_up(lookups))
+    def ids(self, features: KeyedJaggedTensor, *, one_hot: bool) -> tuple[Bags, Tensor]:
+        """Return the bags of the unit's features, and their ids (N,), all in range."""
+        bags = select_bags(features, self.unit.features, one_hot=one_hot)
+        return bags, self._bounds.apply(bags, self.unit.slots[0], self.limits)
 
-    def unpooled(
-        self, features: KeyedJaggedTensor, *, one_hot: bool
-    ) -> tuple[Bags, tuple[Tensor, ...]]:
-        """Return the bags, and the vectors (N, D) of their ids for each group of the unit."""
-        bags, ids = self._ids(features, one_hot)
-        rows = shift(ids, self.first_rows, bags.sizes)
-        lookups = Lookups(
-            rows=rows,
-            offsets=None,
-            lengths=None,
-            scales=None,
-            num_features=len(bags.sizes),
-            num_outputs=rows.numel(),
-        )
-        return bags, self._look_up(lookups)
-
-    def update(self, lookups: Lookups, grads: Sequence[Tensor | None]) -> None:
-        """Apply, or collect, the gradients of one backward pass; the counterpart of FusedLookup."""
+    def update(self, lookups: Lookups, grads: Sequence[Gradient | None]) -> None:
+        """Apply, or collect, the gradients of one backward pass, one for each group."""
         if not self.training:
             raise RuntimeError(
                 "tables are in eval mode, but a backward pass reached them; call train() before "
                 "training, or look up under torch.no_grad() to evaluate"
             )
-        flat = tuple(None if g is None else g.float().contiguous() for g in grads)
-        if self.is_deferring:
-            self._collected.append((lookups, flat))
+        if self.is_deferring or self._collected:
+            self._collected.append((lookups, tuple(None if g is None else g.rows() for g in grads)))
+            if not self.is_deferring:
+                self._update_from_collected()
             return
-        touched = lookups.touched
-        if self._collected:
-            parts = [*self._collected, (lookups, flat)]
-            touched = _merge_touched([part for part, _ in parts])
-            flat = tuple(_merge_grads(parts, g) for g in range(len(flat)))
-            self._collected.clear()
-        for store, grad in zip(self._stores, flat, strict=True):
+        for store, kernel, grad in zip(self.stores, self._kernels, grads, strict=True):
+            if grad is None:
+                continue
+            if kernel is None:
+                self._update_store(store, lookups.touched, grad.rows())
+            else:
+                kernel.apply(store, lookups, grad.columns(), self.learning_rate)
+
+    def _update_from_collected(self) -> None:
+        parts, self._collected = self._collected, []
+        touched = _merge_touched([lookups for lookups, _ in parts])
+        for index, store in enumerate(self.stores):
+            grad = _merge_grads(parts, index)
             if grad is not None:
                 self._update_store(store, touched, grad)
 
@@ -111,25 +148,6 @@ class UnitLookup(nn.Module):
         formula = Formula(optimizer=optimizer, learning_rate=self.learning_rate, step=store.step)
         update = update_all if optimizer.rows == "all" else update_touched
         update(store.weight, store.state, touched, grad, formula)
-
-    def _ids(self, features: KeyedJaggedTensor, one_hot: bool) -> tuple[Bags, Tensor]:
-        bags = select_bags(features, self.unit.features, one_hot=one_hot)
-        return bags, self._bounds.apply(bags, self.unit.slots[0], self.limits)
-
-    def _look_up(self, lookups: Lookups) -> tuple[Tensor, ...]:
-        weights = tuple(store.weight for store in self._stores)
-        if self._stores[0].optimizer is None or not torch.is_grad_enabled():
-            return tuple(lookups.gather(w) for w in weights)
-        if lookups.scales is not None and lookups.scales.requires_grad:
-            raise ValueError(
-                "tables: the features' weights require grad, which tables that update themselves "
-                "do not compute; detach the weights, or build the tables with optimizer=None"
-            )
-        anchor = torch.zeros((), requires_grad=True)
-        outputs: tuple[Tensor, ...] = FusedLookup.apply(  # type: ignore[no-untyped-call]
-            anchor, self, lookups, *weights
-        )
-        return outputs
 
 
 def _merge_touched(parts: Sequence[Lookups]) -> Touched:

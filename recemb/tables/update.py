@@ -93,7 +93,7 @@ def update_touched(
     for first in range(0, num_rows, chunk):
         last = min(first + chunk, num_rows)
         rows = touched.rows[first:last]
-        block = weight.index_select(0, rows)
+        block = gather_rows(weight, rows)
         parts = {name: part.index_select(0, rows) for name, part in state.items()}
         formula.apply(block, touched.gradient(grad, first, last), parts)
         write_rows(weight, rows, block)
@@ -115,6 +115,15 @@ def update_all(
         formula.apply(
             weight[begin:end], dense, {name: part[begin:end] for name, part in state.items()}
         )
+
+
+def gather_rows(buffer: Tensor, rows: Tensor) -> Tensor:
+    """Return rows (N,) of `buffer` (R, D)."""
+    if rows.is_cuda or buffer.shape[1] == 1:
+        return buffer.index_select(0, rows)
+    # A bag of one id is the row itself, and embedding_bag prefetches where index_select does not.
+    offsets = torch.arange(rows.numel() + 1, dtype=rows.dtype)
+    return F.embedding_bag(rows, buffer, offsets, mode="sum", include_last_offset=True)
 
 
 def write_rows(buffer: Tensor, rows: Tensor, values: Tensor) -> None:

@@ -1,0 +1,145 @@
+"""The update of touched rows by FBGEMM's CPU kernels, on the same buffers as the torch backend.
+
+Only the backward kernels are called: the forward pass is the torch backend's, which is as fast, and
+weights and state stay where they are, so that both backends read and write one layout.
+
+Shapes: `B` examples, `F` lookups, `N` ids, `D` embedding_dim.
+"""
+
+import importlib
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recemb.tables.layout import Group, Slot
+from recemb.tables.lookup import Lookups
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.store import GroupStore
+
+_SUM_POOLING = 0
+_FLOAT32 = 0
+_KERNELS = {
+    "sgd": "split_embedding_backward_codegen_sgd_cpu",
+    "adagrad": "split_embedding_backward_codegen_adagrad_cpu",
+    "rowwise_adagrad": "split_embedding_backward_codegen_rowwise_adagrad_cpu",
+}
+
+
+def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device) -> str | None:
+    """Return why FBGEMM cannot update `group` exactly, or None if it can.
+
+    Its silence on weight decay was found by experiment (fbgemm_gpu-cpu 1.8.0).
+    """
+    if optimizer is None:
+        return "it only serves tables that update themselves; pass an optimizer"
+    reasons = {
+        f"its kernels here run on the CPU, not on {device.type}": device.type
+        not in ("cpu", "meta"),
+        f"its CPU kernels are {', '.join(_KERNELS)}, not {optimizer.kind}": optimizer.kind
+        not in _KERNELS,
+        "its CPU kernels ignore weight_decay": optimizer.weight_decay > 0,
+        "it updates touched rows only, not rows='all'": optimizer.rows == "all",
+        f"widths must be multiples of 4, not {group.width}": group.width % 4 != 0,
+        f"table '{group.tables[0].name}' is not pooled": group.tables[0].pooling == "none",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            return reason
+    if not _load():
+        return "fbgemm_gpu is not installed, or lacks the kernels; see `recemb doctor`"
+    return None
+
+
+def is_faster(slots: tuple[Slot, ...]) -> bool:
+    """Return whether FBGEMM updates the tables of `slots` faster than torch.
+
+    It does, unless features share a table: those it updates in a serial scalar loop.
+    """
+    return len({slot.table.name for slot in slots}) == len(slots)
+
+
+class FbgemmUpdate:
+    """Calls the kernel of the store's optimizer.
+
+    Args:
+        store: weights and state; `why_not` is None for them.
+        slots: the F lookups.
+        first_column: where their F*D columns begin in the gradient.
+    """
+
+    def __init__(self, store: GroupStore, slots: tuple[Slot, ...], first_column: int) -> None:
+        assert store.optimizer is not None
+        self._optimizer = store.optimizer
+        width, num_features = store.group.width, len(slots)
+        first_rows = torch.tensor([s.first_row for s in slots], dtype=torch.int64)
+        self._width = width
+        self._first_rows = first_rows
+        self._first_values = first_rows * width
+        columns = torch.arange(num_features + 1, dtype=torch.int32) * width
+        self._columns = columns + first_column
+        self._row_bounds = torch.cat([first_rows, torch.tensor([store.group.num_rows])])
+        self._bits = store.group.num_rows.bit_length()
+        self._placements = torch.zeros(num_features, dtype=torch.int32)
+        self._kernel: Any = getattr(torch.ops.fbgemm, _KERNELS[store.optimizer.kind])
+
+    def apply(
+        self, store: GroupStore, lookups: Lookups, grad: Tensor, learning_rate: float
+    ) -> None:
+        """Update the rows that `lookups` touched, in place; duplicates are summed first.
+
+        Args:
+            store: weights and state.
+            lookups: the pooled lookups of one batch.
+            grad: (B, W) float32, contiguous; the lookups have F*D of its columns, from
+                `first_column` on.
+            learning_rate: of this step.
+
+        Raises:
+            RuntimeError: if the tables are not on the CPU any more.
+        """
+        if not store.weight.is_cpu:
+            raise RuntimeError(
+                f"FBGEMM updates tables on the CPU, but these were moved to {store.weight.device}; "
+                "build them there with device=..., or choose backend='torch'"
+            )
+        offsets = lookups.offsets
+        if offsets is None:
+            offsets = torch.arange(lookups.rows.numel() + 1)
+        weights = (store.weight.view(-1), self._placements, self._first_values)
+        state: list[Any] = []
+        if self._optimizer.kind != "sgd":
+            is_rowwise = self._optimizer.kind == "rowwise_adagrad"
+            starts = self._first_rows if is_rowwise else self._first_values
+            state = [store.state["sum"].view(-1), self._placements, starts]
+        settings = [] if self._optimizer.kind == "sgd" else [self._optimizer.eps]
+        self._kernel(
+            grad,
+            *weights,
+            self._columns,
+            self._width,
+            self._row_bounds,
+            self._bits,
+            lookups.ids.long(),
+            offsets.long(),
+            _SUM_POOLING,
+            lookups.scales,
+            False,
+            *state,
+            torch.tensor(learning_rate),
+            *settings,
+            output_dtype=_FLOAT32,
+        )
+
+
+def _load() -> bool:
+    """Return whether FBGEMM's kernels are there, importing it if needed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("fbgemm_gpu")
+            importlib.import_module("fbgemm_gpu.split_embedding_codegen_lookup_invokers")
+    except (ImportError, OSError):
+        return False
+    return all(hasattr(torch.ops.fbgemm, name) for name in _KERNELS.values())
