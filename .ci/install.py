@@ -208,7 +208,7 @@ def install_cpu_torch() -> None:
     say(f"from {CPU_INDEX}")
     if pip_install("--no-deps", "--retries", "2", "--index-url", CPU_INDEX, build, check=False):
         return
-    say(f"{CPU_INDEX} offers no {build}; WARNING: taking PyPI's CUDA build instead, about 3 GB")
+    say(f"WARNING: no {build} from {CPU_INDEX}; taking PyPI's CUDA build instead, about 3 GB")
     pip_install(f"torch=={version}", quiet=False)
 
 
