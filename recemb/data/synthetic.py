@@ -64,9 +64,9 @@ class Synthetic(Dataset):
         num_val: int = 100_000,
         num_test: int = 100_000,
         scale: float = 0.01,
-        zipf_exponent: float = 1.1,
+        zipf_exponent: float = 1.2,
         positive_rate: float = 0.25,
-        logit_std: float = 1.4,
+        logit_std: float = 1.5,
         seed: int = 0,
     ) -> None:
         if min(num_train, num_val, num_test) < 1:
