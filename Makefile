@@ -48,8 +48,9 @@ lint: install ## check style, format and types
 	$(RUN) mypy .ci/install.py
 
 .PHONY: bench
-bench: install ## run the benchmarks, an hour or more; ARGS select
-	$(RUN) benchmarks $(ARGS)
+bench: install ## run the benchmarks, an hour or more on two cores; ARGS="--quick" tries the steps out
+	.venv/bin/python benchmarks/data/compare_preprocessing.py $(if $(findstring --quick,$(ARGS)),--rows 20000 --rounds 1)
+	.venv/bin/python benchmarks/training/compare.py $(ARGS)
 
 .PHONY: clean
 clean: ## delete what was built, but no environment, data or run

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -23,7 +24,7 @@ VENV = CHECKOUT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed.json"
 CONSTRAINTS = CHECKOUT / "constraints.txt"
-INPUTS = (CHECKOUT / "pyproject.toml", CONSTRAINTS, Path(__file__).resolve())
+PYPROJECT = CHECKOUT / "pyproject.toml"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST, TOO_NEW = (3, 11), (3, 14)
 
@@ -102,12 +103,14 @@ def accelerator() -> str:
 
 def fingerprint(accelerator: str) -> dict[str, str]:
     """Return what an environment depends on; a stamp that differs means work to do."""
-    content = b"\0".join(path.read_bytes() for path in INPUTS)
+    project = tomllib.loads(PYPROJECT.read_text())
+    project["tool"] = project["tool"]["setuptools"]  # the other tools' settings install nothing
+    inputs = [json.dumps(project), CONSTRAINTS.read_text(), Path(__file__).read_text()]
     return {
         "checkout": str(CHECKOUT),
         "python": PYTHON,
         "accelerator": accelerator,
-        "inputs": hashlib.sha256(content).hexdigest(),
+        "inputs": hashlib.sha256("\0".join(inputs).encode()).hexdigest(),
     }
 
 
