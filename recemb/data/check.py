@@ -45,7 +45,10 @@ def checked(chunk: Chunk, columns: Columns, on_bad_line: OnBadLine) -> Chunk:
     """
     table, problems = chunk.table, []
     for raw, convert in _conversions(columns).items():
-        array, found = convert(raw, _whole(table.column(raw)))
+        try:
+            array, found = convert(raw, _whole(table.column(raw)))
+        except ValueError as error:
+            raise ValueError(f"{chunk.file}: {error}") from error
         table = table.set_column(table.column_names.index(raw), raw, array)
         problems += found
     for column in columns.categorical:
@@ -58,7 +61,7 @@ def checked(chunk: Chunk, columns: Columns, on_bad_line: OnBadLine) -> Chunk:
         row = int(np.flatnonzero(bad)[0])
         problem = next(p for p in problems if p.mask[row])
         value = chunk.table.column(problem.column)[row].as_py()
-        said = "is missing" if value is None else f"has value '{value}'"
+        said = "is missing" if value is None else f"has value {str(value)!r}"
         raise bad_line(
             chunk.file,
             int(chunk.lines[row]),

@@ -172,7 +172,7 @@ class MovieLens(Dataset):
         """Return which ratings are not between the limits; those missing are dealt with later."""
         column = table.column("rating").combine_chunks()
         try:
-            ratings = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            ratings: NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return np.ones(len(column), bool)  # the check of the label says what is wrong
         return ~((ratings > self.negative_to) & (ratings < self.positive_from))

@@ -131,11 +131,14 @@ class DelimitedText(Source):
         try:
             data = self._as_utf8(data)
             table = self._read(names, data, kinds)
-            return _chunk(block, table, _filled_lines(data, table.num_rows), Counter())
+            places = _filled_lines(data, table.num_rows)
+            _check_num_rows(table, places)
+            return _chunk(block, table, places, Counter())
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             good, places, skipped = self._scan(block, kinds, on_bad_line)
             try:
                 table = self._read(names, good, kinds)
+                _check_num_rows(table, places)
             except pa.ArrowInvalid:
                 last = block.first_line + data.count(b"\n")
                 raise bad_line(
@@ -213,6 +216,16 @@ class DelimitedText(Source):
             return text.split(self.delimiter)
         return next(csv.reader([text], delimiter=self.delimiter, quotechar=self.quote))
 
+    def _is_unclosed(self, text: str) -> bool:
+        if self.quote is None or self.quote not in text or len(self.delimiter) > 1:
+            return False
+        reader = csv.reader([text], delimiter=self.delimiter, quotechar=self.quote, strict=True)
+        try:
+            next(reader)
+        except csv.Error as error:
+            return "unexpected end" in str(error)
+        return False
+
     def _scan(
         self, block: Block, kinds: Mapping[str, Kind], on_bad_line: OnBadLine
     ) -> tuple[bytes, NDArray[np.int64], Counter[str]]:
@@ -250,15 +263,21 @@ class DelimitedText(Source):
                 f"which are not {self.encoding}"
             )
         fields = self._fields(text)
+        if self._is_unclosed(text):
+            name = names[min(len(fields), len(names)) - 1]
+            return "quote not closed", (
+                f"column '{name}' opens a quote that the line does not close "
+                f"({fields[-1][:40]!r}; a value cannot contain a line break)"
+            )
         if len(fields) != len(names):
             return "wrong number of columns", (
                 f"the line has {len(fields)} columns instead of {len(names)} "
                 f"(column '{names[min(len(fields), len(names)) - 1]}' is the last that both have, "
-                f"with value '{fields[min(len(fields), len(names)) - 1][:40]}')"
+                f"with value {fields[min(len(fields), len(names)) - 1][:40]!r})"
             )
         for name, value in zip(names, fields, strict=True):
             if name in kinds and (why := self._why_not(value, kinds[name])):
-                return f"column '{name}' {why}", f"column '{name}' has value '{value}', which {why}"
+                return f"column '{name}' {why}", f"column '{name}' has value {value!r}, which {why}"
         return None
 
     def _why_not(self, value: str, kind: Kind) -> str | None:
@@ -282,6 +301,12 @@ def _chunk(
         rows=block.first_row + places,
         num_skipped=skipped,
     )
+
+
+def _check_num_rows(table: pa.Table, places: NDArray[np.int64]) -> None:
+    """Raise ArrowInvalid if a value has a line break, so that rows are not lines."""
+    if table.num_rows != len(places):
+        raise pa.ArrowInvalid("a value contains a line break")
 
 
 def _filled_lines(data: bytes, num_rows: int) -> NDArray[np.int64]:
