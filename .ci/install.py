@@ -1,7 +1,8 @@
 """Installs recemb with its tested versions into .venv of this checkout; `make install` runs it.
 
 Needs Python 3.11 to 3.13 and its standard library, nothing else. It is quick when nothing changed,
-and may be interrupted: the note that says "complete" is written last and removed first.
+and may be interrupted or killed: the note that says "complete" is written last and removed first,
+and a first installation that was killed begins anew.
 
 Environment: ACCELERATOR=cpu|cuda overrides the look for a GPU.
 """
@@ -23,6 +24,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 VENV = CHECKOUT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed.json"
+# There from the making of .venv to the end of its first installation.
+UNFINISHED = VENV / "unfinished"
 CONSTRAINTS = CHECKOUT / "constraints.txt"
 PYPROJECT = CHECKOUT / "pyproject.toml"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -45,15 +48,20 @@ def main() -> int:
             return 0
         if found and any(found.get(key) != wanted[key] for key in wanted if key != "inputs"):
             say(f"{VENV} was made for another checkout, Python or accelerator; starting anew")
-            shutil.rmtree(VENV)
+            remove_venv()
         STAMP.unlink(missing_ok=True)
         try:
             make_venv()
             install(str(wanted["accelerator"]))
+        except KeyboardInterrupt:
+            say("interrupted; the same command begins again")
+            return 130
         except subprocess.CalledProcessError as error:
+            UNFINISHED.unlink(missing_ok=True)  # pip gave up by itself and left nothing torn
             say(f"failed (status {error.returncode}): {' '.join(map(str, error.cmd))}")
             say("mend the cause above (network? disk space?) and run the same command again")
             return 1
+        UNFINISHED.unlink(missing_ok=True)
         write_stamp(wanted)
     say("done; `recemb doctor` says:")
     # Its verdict does not fail the installation: recemb trains without a C++ compiler, too.
@@ -132,19 +140,27 @@ def write_stamp(stamp: dict[str, str]) -> None:
 
 def make_venv() -> None:
     """Make .venv, or keep the one that is there where it runs."""
-    if venv_runs():
+    if venv_runs() and not UNFINISHED.exists():
         return
     if VENV.exists():
-        say(f"{VENV} does not run on Python {PYTHON}; starting anew")
-        shutil.rmtree(VENV)
+        say(f"{VENV} is unfinished or does not run on Python {PYTHON}; starting anew")
+        remove_venv()
+    VENV.mkdir()
+    UNFINISHED.touch()
     base = getattr(sys, "_base_executable", sys.executable)
     say(f"making {VENV} with {base} ({sys.version.split()[0]})")
     if run([base, "-m", "venv", VENV], check=False).returncode or not venv_runs():
-        shutil.rmtree(VENV, ignore_errors=True)
+        remove_venv()
         sys.exit(
             f"[install] {base} cannot make virtual environments with pip; install that part of "
             f"Python (Debian, Ubuntu: apt install python{PYTHON}-venv) and try again"
         )
+
+
+def remove_venv() -> None:
+    """Remove .venv, its Python first, so that what a kill leaves of it does not run."""
+    VENV_PYTHON.unlink(missing_ok=True)
+    shutil.rmtree(VENV)
 
 
 def venv_runs() -> bool:
