@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recemb.models.dropout import Dropout
 from recemb.models.field import FieldVectors
 from recemb.models.mlp import MLP, xavier_linear
 from recemb.models.ranking_model import RankingModel
@@ -54,7 +55,7 @@ class InteractingLayer(nn.Module):
             if embedding_dim != attention_dim
             else None
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, fields: Tensor) -> Tensor:
         """Return (B, M, A) for `fields` (B, M, D)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recemb.models.dropout import Dropout
 from recemb.models.mlp import MLP, xavier_linear
 from recemb.models.ranking_model import RankingModel
 
@@ -59,7 +60,7 @@ class MaskBlock(nn.Module):
         self.mask = MLP(mask_features, (aggregated,), out_features=in_features)
         self.hidden = xavier_linear(in_features, out_features, bias=False)
         self.norm = nn.LayerNorm(out_features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, embeddings: Tensor, inputs: Tensor) -> Tensor:
         """Return (B, out_features) for e (B, W) and h (B, in_features)."""

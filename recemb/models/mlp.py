@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from recemb.models.dropout import Dropout
+
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "identity"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -80,7 +82,7 @@ class MLP(nn.Module):
                 layers.append(nn.BatchNorm1d(widths[i + 1]))
             layers.append(_ACTIVATIONS[activation]())
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         if out_features is not None:
             layers.append(xavier_linear(widths[-1], out_features))
             if output_activation != "identity":

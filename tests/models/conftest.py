@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from recemb.models.dropout import Dropout
 from recemb.models.mlp import MLP
 from recemb.models.ranking_model import RankingModel
 
@@ -49,7 +50,7 @@ def _slow_mlp(mlp: MLP, inputs: Array) -> Array:
                 inputs = np.tanh(inputs)
             case nn.Sigmoid():
                 inputs = 1 / (1 + np.exp(-inputs))
-            case nn.Dropout() | nn.Identity():
+            case Dropout() | nn.Identity():
                 pass
             case _:
                 raise AssertionError(f"no slow form of {layer}")
