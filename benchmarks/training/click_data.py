@@ -1,8 +1,10 @@
 """Rows of a planted click model, generated once and read by every peer.
 
 The id of a feature has Zipf-distributed popularity, P(rank r) ~ (r + 1)^-s, and ranks are scattered
-over the table. The click's logit is a sum of dense terms, of one normal weight per id, and of
-products of hidden values of some pairs of features, so that a ranking model has all of it to learn.
+over the table. Dense columns are uniform in [0, 1], as after scaling by minimum and maximum: every
+peer's initial weights cope with that. The click's logit is a sum of dense terms, of one normal
+weight per id, and of products of hidden values of some pairs of features, so that a ranking model
+has all of it to learn.
 """
 
 import hashlib
@@ -17,12 +19,14 @@ import numpy.typing as npt
 from task import NUM_DENSE, NUM_FEATURES, Rows, sigmoid
 
 _ZIPF_EXPONENTS = (1.05, 1.25)
-_DENSE_SCALE = 0.15
+_DENSE_SCALE = 0.5
 _WEIGHT_SCALE = 0.22
 _PAIR_SCALE = 0.5
 _BIAS = -1.3
 _PAIRS = tuple((2 * i, 2 * i + 1) for i in range(4))
 _CHUNK = 1 << 16
+_VERSION = 3
+"""Raise it when the rows change, so that old ones are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class ClickData:
 
     def folder(self, cache: Path) -> Path:
         """Return where these rows lie under `cache`."""
-        digest = hashlib.sha256(json.dumps([2, asdict(self)]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([_VERSION, asdict(self)]).encode()).hexdigest()[:12]
         return cache / "data" / f"{self.num_embeddings}-{digest}"
 
 
@@ -114,9 +118,9 @@ class _Planted:
         npt.NDArray[np.float64],
     ]:
         """Return ids, dense columns, labels and click probabilities of `n` new rows."""
-        dense = self._rng.normal(0, 1, (n, NUM_DENSE)).astype("f4")
+        dense = self._rng.random((n, NUM_DENSE), np.float32)
         ids = np.empty((n, NUM_FEATURES), np.int32)
-        logit = _BIAS + dense @ self._beta
+        logit = _BIAS + (dense - 0.5) @ self._beta
         for f in range(NUM_FEATURES):
             ranks = self._ranks(f, n)
             ids[:, f] = ranks * self._strides[f] % self._size
