@@ -39,9 +39,9 @@ class FullTables(Tables):
         backend: what updates the rows. "torch" is exact for every optimizer, on any device.
             "fbgemm" calls FBGEMM's CPU kernels: SGD, Adagrad and row-wise Adagrad without weight
             decay, pooled tables, widths that are multiples of 4. "auto" takes FBGEMM, table width
-            by table width, where it can serve and no two features share a table: there a training step took 0.6 of
-            torch's time (benchmarks/training/tables.py, one thread); else torch. Both read and
-            write the same memory, so a state saved with one loads with the other.
+            by table width, where it can serve and no two features share a table: there a training
+            step took 0.6 of torch's time (benchmarks/training/tables.py, one thread); else torch.
+            Both read and write the same memory, so a state saved with one loads with the other.
         bounds: what happens to an id outside [0, num_embeddings), see `BoundsCheck`.
         seed: of the initial weights.
         init_std: draw the initial weights from N(0, init_std); None draws them uniformly from
