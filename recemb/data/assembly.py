@@ -76,12 +76,12 @@ class SplitColumns:
 
     def batch(self, rows: _Rows) -> Batch:
         """Return the examples `rows` (B,), in that order; a slice needs start and stop."""
-        labels = self._labels[rows].astype(np.float32)
+        labels = _rows_of(self._labels, rows).astype(np.float32)
         groups = None
         if self._groups is not None:
-            groups = torch.from_numpy(np.array(self._groups[rows], np.int64))
+            groups = torch.from_numpy(_rows_of(self._groups, rows))
         return Batch(
-            dense=torch.from_numpy(np.array(self._dense[rows], np.float32)),
+            dense=torch.from_numpy(_rows_of(self._dense, rows)),
             features=self._features(rows, labels.shape[0]),
             labels=torch.from_numpy(labels),
             groups=groups,
@@ -89,7 +89,7 @@ class SplitColumns:
 
     def _features(self, rows: _Rows, num_examples: int) -> KeyedJaggedTensor:
         names = list(self._schema.feature_names)
-        one_hot = self._ids[rows]  # (B, F)
+        one_hot = _rows_of(self._ids, rows)  # (B, F)
         if not self._bags:
             values = np.empty((len(names), num_examples), np.int64)
             values[...] = one_hot.T  # (F, B), the order of a KeyedJaggedTensor
@@ -166,6 +166,11 @@ def _keyed(
 def _ones_and_offsets(num_values: int) -> tuple[Tensor, Tensor]:
     """Return the lengths and offsets of one-hot features, shared by all batches of a size."""
     return torch.ones(num_values, dtype=torch.int64), torch.arange(num_values + 1)
+
+
+def _rows_of(column: NDArray[Any], rows: _Rows) -> NDArray[Any]:
+    """Return a copy of `column[rows]`; take copies a row at a time, which indexing does not."""
+    return column[rows].copy() if isinstance(rows, slice) else column.take(rows, axis=0)
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

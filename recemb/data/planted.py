@@ -29,8 +29,8 @@ _LATENT_WIDTH = 4
 class SignalShares:
     """How much of the logit's variance each part of the planted model has; they add up to 1."""
 
-    main: float = 0.67
-    dense: float = 0.3
+    main: float = 0.57
+    dense: float = 0.4
     pairs: float = 0.03
 
 

@@ -60,11 +60,11 @@ class Synthetic(Dataset):
     def __init__(
         self,
         *,
-        num_train: int = 1_000_000,
+        num_train: int = 2_000_000,
         num_val: int = 100_000,
         num_test: int = 100_000,
         scale: float = 0.01,
-        zipf_exponent: float = 1.2,
+        zipf_exponent: float = 1.3,
         positive_rate: float = 0.25,
         logit_std: float = 1.5,
         seed: int = 0,
@@ -130,7 +130,13 @@ class Synthetic(Dataset):
         total = sum(self.num_rows.values())
         with (
             Writer(folder, self.schema) as writer,
-            tqdm(total=total, desc="synthetic: generating", unit="row", unit_scale=True) as bar,
+            tqdm(
+                total=total,
+                desc="synthetic: generating",
+                unit="row",
+                unit_scale=True,
+                mininterval=0.5,
+            ) as bar,
         ):
             for split, num_rows in self.num_rows.items():
                 scores, labels = [], []

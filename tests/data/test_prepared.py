@@ -264,3 +264,27 @@ def test_unknown_split_and_feature_are_named(prepared: Prepared) -> None:
 def test_first_batch_out_of_range_is_refused_at_once(prepared: Prepared) -> None:
     with pytest.raises(ValueError, match=r"first_batch must be in \[0, 13\], got 14"):
         prepared.batches("train", batch_size=8, first_batch=14)
+
+
+def _own_bytes() -> int:
+    """Return the process's memory that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("Linux reports RssAnon")
+
+
+def test_reading_an_epoch_does_not_bring_the_set_into_memory(tmp_path: Path) -> None:
+    num_rows, num_dense = 100_000, 200  # 80 MB of dense values
+    schema = Schema(dense=tuple(f"d{j}" for j in range(num_dense)), categorical=(), label="y")
+    part = EncodedRows(
+        labels=np.zeros(10_000, np.uint8),
+        dense=np.ones((10_000, num_dense), np.float32),
+        ids=np.empty((10_000, 0), np.int32),
+    )
+    prepared = write(tmp_path / "big", {"train": [part] * 10}, schema)
+    batches = prepared.batches("train", batch_size=1000, shuffle=True)
+    next(batches)
+    before = _own_bytes()
+    assert sum(float(b.dense[0, 0]) for b in batches) == num_rows / 1000 - 1
+    assert _own_bytes() - before < num_rows * num_dense * 4 / 4
