@@ -114,7 +114,7 @@ def _budget(config: DictConfig) -> Budget | None:
     if config.budget is not None:
         return Budget(ratio=config.budget)
     if config.budget_bytes is not None:
-        return Budget(limit_bytes=config.budget_bytes)
+        return Budget(num_bytes=config.budget_bytes)
     return None
 
 

@@ -67,7 +67,9 @@ class RankingModel(nn.Module, abc.ABC):
                 f"{type(self).__name__}: embeddings are {values.shape[1]} wide, but the model was "
                 f"built for {expected}; build it with the widths of these tables"
             )
-        return self.logits(dense, values[:, :width], values[:, width:])
+        # One split, not two slices: the backward pass of each slice would write a full gradient.
+        vectors, weights = values.split([width, expected - width], dim=1)
+        return self.logits(dense, vectors, weights)
 
     @abc.abstractmethod
     def logits(self, dense: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
