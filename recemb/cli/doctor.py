@@ -196,7 +196,9 @@ def check_fbgemm_version(environment: Environment) -> Problem | None:
             f"at all; torch {TORCH} needs fbgemm {FBGEMM}",
             _fbgemm_fix(environment),
         )
-    if "fbgemm_gpu" in environment.failures and "torch" not in environment.failures:
+    if check_fbgemm_build(environment) or "torch" in environment.failures:
+        return None
+    if "fbgemm_gpu" in environment.failures:
         return Problem(
             f"fbgemm {fbgemm} does not import: {environment.failures['fbgemm_gpu']}",
             _fbgemm_fix(environment),

@@ -183,6 +183,13 @@ def test_torch_before_all_that_is_built_on_it() -> None:
     assert problem.what.startswith("torch 2.13.0+cpu does not import")
 
 
+def test_wrong_build_of_fbgemm_before_its_failing_import() -> None:
+    versions = {"fbgemm-gpu-cpu": None, "fbgemm-gpu": "1.8.0"}
+    failures = {"fbgemm_gpu": "OSError: libcuda.so.1", "torchrec": "OSError: libcuda.so.1"}
+    (problem,) = doctor.diagnose(planted(versions=versions, failures=failures))
+    assert "is the CUDA build" in problem.what
+
+
 def test_fbgemm_and_torchrec_that_differ_are_one_problem_each() -> None:
     problems = doctor.diagnose(planted(versions={"fbgemm-gpu-cpu": "1.9.0"}))
     assert [problem.fix for problem in problems] == [FBGEMM_CPU_FIX, FBGEMM_CPU_FIX]
