@@ -8,6 +8,7 @@ many rows there are, plus 9 bytes per validation and test row.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from recemb.data.dataset import Dataset
 from recemb.data.encoded import EncodedRows
-from recemb.data.planted import Floats, Ids, PlantedModel
+from recemb.data.planted import HEAD_IDS, Floats, Ids, PlantedModel, SignalShares
 from recemb.data.preparation import prepare_once
 from recemb.data.prepared import Prepared
 from recemb.data.schema import Categorical, Schema
@@ -34,6 +35,7 @@ NUM_DENSE = 13
 _SMALL_TABLE = 1000
 _BLOCK_ROWS = 1 << 14
 _NUM_PAIRS = 4
+_GENERATOR_VERSION = 1  # raise it with any change of the rows that the settings do not show
 _SPLIT_KEYS = {"train": 0, "val": 1, "test": 2, "pilot": 3}
 
 
@@ -114,6 +116,9 @@ class Synthetic(Dataset):
             "positive_rate": self.positive_rate,
             "logit_std": self.logit_std,
             "seed": self.seed,
+            # Not arguments, but a change must not pass for the same data.
+            "signal": {**asdict(SignalShares()), "head_ids": HEAD_IDS, "num_pairs": _NUM_PAIRS},
+            "generator": _GENERATOR_VERSION,
         }
         return prepare_once(
             out,
