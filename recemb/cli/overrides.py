@@ -70,7 +70,7 @@ def _nearest(word: str, candidates: Sequence[str] | set[str], prefix: str = "") 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a configuration, sections included."""
-    for key in config:
+    for key in map(str, config):
         yield f"{prefix}{key}"
         if not OmegaConf.is_missing(config, key):
             node = config._get_node(key)

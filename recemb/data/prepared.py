@@ -1,6 +1,6 @@
 """A prepared data set: memory-mapped columns, and batches of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Prepared:
         first_batch: int = 0,
         drop_last: bool = False,
         prefetch: int = 2,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Yield the batches of one epoch of `split`.
 
         The order is a pure function of the number of rows, `seed`, `epoch` and `shuffle`; see
@@ -153,7 +153,7 @@ class Prepared:
 
     def _assemble(
         self, split: str, order: RowOrder, shares: Shares, first_batch: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         columns = self._split_columns(split)
         for step in range(first_batch, shares.num_steps):
             start, stop = shares.bounds(step)

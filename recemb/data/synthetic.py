@@ -34,7 +34,7 @@ CRITEO_CARDINALITIES = (
 NUM_DENSE = 13
 _SMALL_TABLE = 1000
 _BLOCK_ROWS = 1 << 14
-_NUM_PAIRS = 4
+_NUM_PAIRS = 2
 _GENERATOR_VERSION = 1  # raise it with any change of the rows that the settings do not show
 _SPLIT_KEYS = {"train": 0, "val": 1, "test": 2, "pilot": 3}
 

@@ -7,6 +7,7 @@ import abc
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
@@ -68,7 +69,7 @@ class RankingModel(nn.Module, abc.ABC):
                 f"built for {expected}; build it with the widths of these tables"
             )
         # One split, not two slices: the backward pass of each slice would write a full gradient.
-        vectors, weights = values.split([width, expected - width], dim=1)
+        vectors, weights = torch.split(values, [width, expected - width], dim=1)
         return self.logits(dense, vectors, weights)
 
     @abc.abstractmethod
