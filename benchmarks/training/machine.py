@@ -17,6 +17,7 @@ def context() -> dict[str, str]:
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
         "memory": f"{_memory_bytes() / 1e9:.0f} GB",
         "load_at_start": f"{os.getloadavg()[0]:.1f}",
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
