@@ -136,7 +136,8 @@ class _Planted:
         tail = 1 - self._exponents[feature]
         u = self._rng.random(n)
         x = (1 + u * ((self._size + 1.0) ** tail - 1)) ** (1 / tail)
-        return np.minimum(x.astype(np.int64) - 1, self._size - 1)
+        ranks: npt.NDArray[np.int64] = np.minimum(x.astype(np.int64) - 1, self._size - 1)
+        return ranks
 
 
 def _coprime(rng: np.random.Generator, size: int) -> int:

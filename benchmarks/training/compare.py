@@ -1,6 +1,6 @@
 """The training step of recemb against other libraries, in one interleaved run.
 
-    python benchmarks/training/compare.py            # everything; about half an hour on two idle cores
+    python benchmarks/training/compare.py            # all cases; half an hour on two idle cores
     python benchmarks/training/compare.py --quick    # small tables, few rounds: does it work?
 
 Peers are installed into environments of their own under `.cache/bench` at the first run.

@@ -45,7 +45,7 @@ class DeepFM(nn.Module):
         fields = torch.cat([dense.unsqueeze(2) * self.dense_vectors, vectors], dim=1)
         pairs = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)
         first = weights.sum(1) + dense @ self.dense_weights
-        deep = self.mlp(torch.cat([dense, vectors.flatten(1)], dim=1)).squeeze(1)
+        deep: Tensor = self.mlp(torch.cat([dense, vectors.flatten(1)], dim=1)).squeeze(1)
         return first + pairs + deep
 
 
