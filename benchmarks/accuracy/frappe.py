@@ -42,7 +42,7 @@ BAND = 0.0015
 
 COLUMNS = (
     *("model", "seed", "val_auc", "test_auc", "test_logloss", "epochs", "steps"),
-    *("samples_per_second", "training_seconds", "commit", "torch", "cpu", "threads"),
+    *("commit", "torch", "cpu", "threads"),
 )
 Row = dict[str, str]
 
@@ -72,8 +72,7 @@ def train(model: str, seed: int, options: argparse.Namespace) -> Row | None:
     metrics = summary["metrics"]
     values = (
         *(model, seed, metrics["val/auc"], metrics["test/auc"], metrics["test/logloss"]),
-        *(summary["epochs"], summary["steps"], round(summary["samples_per_second"])),
-        *(round(summary["training_seconds"]), (folder / "commit").read_text()),
+        *(summary["epochs"], summary["steps"], (folder / "commit").read_text()),
         *(summary["versions"]["torch"], summary["hardware"]["cpu"], summary["hardware"]["threads"]),
     )
     return dict(zip(COLUMNS, map(str, values), strict=True))
