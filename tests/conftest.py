@@ -1,6 +1,13 @@
 """Rules for the whole suite."""
 
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this when it is first imported, which some test's libraries do early.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -8,8 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="hardware: no CUDA device"))
