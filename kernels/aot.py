@@ -1,8 +1,8 @@
 """Compiles every kernel for GPUs that need not be there, and reads what the compiler made of it.
 
 Run by hand: `python -m recemb.kernels.aot [--kernel NAME] [--target cuda:90] [--csv FILE]`. It
-prints one line per kernel and target and exits with 1 if one fails. Needs triton, not a GPU. It must
-run without TRITON_INTERPRET, for interpreted kernels cannot be compiled.
+prints one line per kernel and target and exits with 1 if one fails. Needs triton, not a GPU. It
+must run without TRITON_INTERPRET, for interpreted kernels cannot be compiled.
 """
 
 import argparse

@@ -32,7 +32,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_ROWS = 2**31 - 1
+from recemb.kernels.hashing import MAX_ROWS, reference
+
 _MASK32 = 0xFFFFFFFF
 _FMIX32_FIRST, _FMIX32_SECOND = 0x85EBCA6B, 0xC2B2AE35
 _GOLDEN64 = 0x9E3779B97F4A7C15
@@ -94,9 +95,7 @@ def hash_rows_torch(keys: Tensor, seed: int, num_rows: int) -> Tensor:
         ValueError: if `num_rows` is out of range.
     """
     _check_num_rows(num_rows)
-    h = _fmix32_tensor((keys & _MASK32) ^ seed)
-    h = _fmix32_tensor(h ^ ((keys >> 32) & _MASK32))
-    return (h * num_rows) >> 32
+    return reference.hash_rows(keys, seed, num_rows)
 
 
 def hash_strings(values: pa.Array) -> NDArray[np.int64]:
@@ -162,10 +161,3 @@ def _fmix32_array(h: NDArray[np.uint32]) -> NDArray[np.uint32]:
     h = (h ^ (h >> np.uint32(16))) * np.uint32(_FMIX32_FIRST)
     h = (h ^ (h >> np.uint32(13))) * np.uint32(_FMIX32_SECOND)
     return h ^ (h >> np.uint32(16))
-
-
-def _fmix32_tensor(h: Tensor) -> Tensor:
-    """Return fmix32 of int64 lanes that hold 32 bits; a wrapped product has the right low half."""
-    h = ((h ^ (h >> 16)) * _FMIX32_FIRST) & _MASK32
-    h = ((h ^ (h >> 13)) * _FMIX32_SECOND) & _MASK32
-    return h ^ (h >> 16)
