@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recemb.tables.full import FullTables
+from recemb.tables.full import full_tables
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 
@@ -41,7 +41,7 @@ def recemb_runs(backend: str, num_rows: int, batches: list[KeyedJaggedTensor]) -
         for f in range(NUM_FEATURES)
     ]
     optimizer = TableOptimizer(kind="rowwise_adagrad", learning_rate=0.02)
-    tables = FullTables(specs, optimizer=optimizer, backend=backend)
+    tables = full_tables(specs, optimizer=optimizer, backend=backend)
     grad = torch.randn(BATCH_SIZE, NUM_FEATURES * WIDTH) * 1e-3
 
     def forward(k: int) -> None:

@@ -67,7 +67,7 @@ class Avazu(Dataset):
 
     name = "avazu"
 
-    def __init__(  # noqa: PLR0913 (each is one fact about the preparation)
+    def __init__(
         self,
         *,
         encoding: Literal["vocabulary", "hash"] = "vocabulary",

@@ -75,7 +75,7 @@ class Criteo(Dataset):
 
     name = "criteo"
 
-    def __init__(  # noqa: PLR0913 (each is one fact about the preparation)
+    def __init__(
         self,
         *,
         numbers: Numbers = "log",

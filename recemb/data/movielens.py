@@ -71,7 +71,7 @@ class MovieLens(Dataset):
 
     name = "movielens"
 
-    def __init__(  # noqa: PLR0913 (each is one fact about the preparation)
+    def __init__(
         self,
         *,
         features: Sequence[str] | None = None,

@@ -77,7 +77,7 @@ class Prepared:
             drop_last=drop_last,
         ).num_steps
 
-    def batches(  # noqa: PLR0913 (each is one fact about the iteration)
+    def batches(
         self,
         split: str,
         *,

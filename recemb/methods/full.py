@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from recemb.tables.backend import Backend
 from recemb.tables.bounds import Bounds
-from recemb.tables.full import Backend, FullTables
+from recemb.tables.full import full_tables
 from recemb.tables.method import Budget, IdCounts, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.planned import PlannedTables
 from recemb.tables.spec import TableSpec
 
 
@@ -15,7 +17,7 @@ class Full(Method):
     """One float32 row per id.
 
     Args:
-        backend: what updates the rows, see `FullTables`.
+        backend: what updates the rows, see `PlannedTables`.
         init_std: standard deviation of the initial weights; None for uniform draws from
             +-1/sqrt(num_embeddings).
         bounds: what happens to an id outside [0, num_embeddings), see `BoundsCheck`.
@@ -51,9 +53,9 @@ class Full(Method):
         optimizer: TableOptimizer | None,
         seed: int,
         device: torch.device,
-    ) -> FullTables:
+    ) -> PlannedTables:
         """Return untrained full tables."""
-        return FullTables(
+        return full_tables(
             specs,
             optimizer=optimizer,
             backend=self.backend,

@@ -1,6 +1,6 @@
 """Ids to vectors: table specifications, storage and the lookup engine."""
 
-from recemb.tables.full import FullTables
+from recemb.tables.full import full_tables
 from recemb.tables.method import Budget, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
@@ -9,11 +9,11 @@ from recemb.tables.tables import Tables
 
 __all__ = [
     "Budget",
-    "FullTables",
     "Method",
     "Plan",
     "Storage",
     "TableOptimizer",
     "TableSpec",
     "Tables",
+    "full_tables",
 ]

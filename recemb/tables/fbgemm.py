@@ -3,7 +3,7 @@
 Only the backward kernels are called: the forward pass is the torch backend's, which is as fast, and
 weights and state stay where they are, so that both backends read and write one layout.
 
-Shapes: `B` examples, `F` lookups, `N` ids, `D` embedding_dim.
+Shapes: `N` ids, `D` embedding_dim.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recemb.tables.layout import Group, Slot
+from recemb.tables.layout import Group
 from recemb.tables.lookup import Lookups
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.store import GroupStore
@@ -42,7 +42,8 @@ def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device
         "its CPU kernels ignore weight_decay": optimizer.weight_decay > 0,
         "it updates touched rows only, not rows='all'": optimizer.rows == "all",
         f"widths must be multiples of 4, not {group.width}": group.width % 4 != 0,
-        f"table '{group.tables[0].name}' is not pooled": group.tables[0].pooling == "none",
+        f"its CPU kernels round {group.dtype} to nearest, which loses small updates": group.dtype
+        != "float32",
     }
     for reason, holds in reasons.items():
         if holds:
@@ -52,36 +53,26 @@ def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device
     return None
 
 
-def is_faster(slots: tuple[Slot, ...]) -> bool:
-    """Return whether FBGEMM updates the tables of `slots` faster than torch.
-
-    It does, unless features share a table: those it updates in a serial scalar loop.
-    """
-    return len({slot.table.name for slot in slots}) == len(slots)
-
-
 class FbgemmUpdate:
-    """Calls the kernel of the store's optimizer.
+    """Calls the kernel of the store's optimizer, with the whole buffer as one table.
+
+    FBGEMM updates a table of one feature by parallel code, and one that several features share by a
+    serial, scalar loop. To it, all lookups are bags of a single feature: of output row n's gradient
+    there are G rows, one for each bag.
 
     Args:
         store: weights and state; `why_not` is None for them.
-        slots: the F lookups.
-        first_column: where their F*D columns begin in the gradient.
     """
 
-    def __init__(self, store: GroupStore, slots: tuple[Slot, ...], first_column: int) -> None:
+    def __init__(self, store: GroupStore) -> None:
         assert store.optimizer is not None
         self._optimizer = store.optimizer
-        width, num_features = store.group.width, len(slots)
-        first_rows = torch.tensor([s.first_row for s in slots], dtype=torch.int64)
-        self._width = width
-        self._first_rows = first_rows
-        self._first_values = first_rows * width
-        columns = torch.arange(num_features + 1, dtype=torch.int32) * width
-        self._columns = columns + first_column
-        self._row_bounds = torch.cat([first_rows, torch.tensor([store.group.num_rows])])
+        self._width = store.group.width
+        self._zero = torch.zeros(1, dtype=torch.int64)
+        self._columns = torch.tensor([0, self._width], dtype=torch.int32)
+        self._row_bounds = torch.tensor([0, store.group.num_rows])
         self._bits = store.group.num_rows.bit_length()
-        self._placements = torch.zeros(num_features, dtype=torch.int32)
+        self._placements = torch.zeros(1, dtype=torch.int32)
         self._kernel: Any = getattr(torch.ops.fbgemm, _KERNELS[store.optimizer.kind])
 
     def apply(
@@ -91,9 +82,8 @@ class FbgemmUpdate:
 
         Args:
             store: weights and state.
-            lookups: the pooled lookups of one batch.
-            grad: (B, W) float32, contiguous; the lookups have F*D of its columns, from
-                `first_column` on.
+            lookups: of one batch, none of them absent.
+            grad: (num_outputs, D) float32, contiguous.
             learning_rate: of this step.
 
         Raises:
@@ -107,24 +97,26 @@ class FbgemmUpdate:
         offsets = lookups.offsets
         if offsets is None:
             offsets = torch.arange(lookups.rows.numel() + 1)
-        weights = (store.weight.view(-1), self._placements, self._first_values)
+        else:
+            by_example = grad.view(-1, lookups.num_slots, self._width)
+            grad = by_example.transpose(0, 1).reshape(-1, self._width)
         state: list[Any] = []
         if self._optimizer.kind != "sgd":
-            is_rowwise = self._optimizer.kind == "rowwise_adagrad"
-            starts = self._first_rows if is_rowwise else self._first_values
-            state = [store.state["sum"].view(-1), self._placements, starts]
+            state = [store.state["sum"].view(-1), self._placements, self._zero]
         settings = [] if self._optimizer.kind == "sgd" else [self._optimizer.eps]
         self._kernel(
             grad,
-            *weights,
+            store.weight.view(-1),
+            self._placements,
+            self._zero,
             self._columns,
             self._width,
             self._row_bounds,
             self._bits,
-            lookups.ids.long(),
+            lookups.rows.long(),
             offsets.long(),
             _SUM_POOLING,
-            lookups.scales,
+            None if lookups.scales is None else lookups.scales.detach(),
             False,
             *state,
             torch.tensor(learning_rate),

@@ -1,48 +1,67 @@
-"""Where tables lie in memory: all tables of one width, one after the other, in one buffer.
+"""Where the tables of a plan lie in memory, and which lookups are done together.
 
-Shapes: `R` rows of a buffer, `D` its width, `F` lookups.
+Tables of one width and dtype lie one after the other in one buffer.
+
+Shapes: `R` rows of a buffer, `D` its width, `S` lookups.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recemb.tables.spec import TableSpec, output_keys
+from recemb.tables.lookup_plan import DType, LookupPlan, Output, PhysicalTable, VirtualLookup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The tables that share a buffer (R, D): one width, and all pooled or none.
+    """The tables that share a buffer (R, D).
 
     Attributes:
         name: names the buffer's tensors.
         width: D.
-        tables: in configured order, which is their order in the buffer.
+        dtype: of the values.
+        tables: in the plan's order, which is their order in the buffer.
         first_rows: each table's first row in the buffer.
         num_rows: R.
     """
 
     name: str
     width: int
-    tables: tuple[TableSpec, ...]
+    dtype: DType
+    tables: tuple[PhysicalTable, ...]
     first_rows: tuple[int, ...]
     num_rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One output key's lookup.
+    """One virtual lookup.
 
     Attributes:
-        key: the output key.
-        feature: the feature whose ids are looked up.
-        table: the table they are looked up in.
+        output: the output that it is part of.
+        number: which of the output's lookups it is, the importance weights' being the last.
+        lookup: table, address program and row program.
         first_row: the table's first row in its group's buffer.
+        num_rows: rows of the table.
     """
 
-    key: str
-    feature: str
-    table: TableSpec
+    output: Output
+    number: int
+    lookup: VirtualLookup
     first_row: int
+    num_rows: int
+
+    @property
+    def address(self) -> tuple[object, ...]:
+        """Return all that decides the rows; slots that agree in it read the same ones."""
+        o = self.output
+        return (
+            o.feature,
+            o.num_ids,
+            o.pooling == "mean",
+            self.lookup.program,
+            self.first_row,
+            self.num_rows,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,113 +72,119 @@ class Unit:
     every feature make one unit of two groups.
 
     Attributes:
-        slots: for each of `groups`, its F lookups; they agree in feature, first row, number of rows
-            and pooling.
+        slots: for each of `groups`, its S lookups, which agree in their address.
         groups: indices of the groups.
+        is_pooled: whether bags are summed; if not, every id is looked up by itself.
     """
 
     slots: tuple[tuple[Slot, ...], ...]
     groups: tuple[int, ...]
+    is_pooled: bool
 
     @property
-    def features(self) -> tuple[str, ...]:
-        """Return the F features, in order; one may appear twice."""
-        return tuple(s.feature for s in self.slots[0])
+    def outputs(self) -> tuple[Output, ...]:
+        """Return the outputs whose ids are read: the first of each feature and number of ids."""
+        found: dict[tuple[str, int | None], Output] = {}
+        for slot in self.slots[0]:
+            found.setdefault(_ids_of(slot), slot.output)
+        return tuple(found.values())
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Return, for each of the S lookups, which of `outputs` gives it its ids."""
+        reads = list(dict.fromkeys(_ids_of(slot) for slot in self.slots[0]))
+        return tuple(reads.index(_ids_of(slot)) for slot in self.slots[0])
+
+
+def _ids_of(slot: Slot) -> tuple[str, int | None]:
+    return slot.output.feature, slot.output.num_ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The groups, and the units of pooled lookups and of sequences.
+    """The groups and the units.
 
     Attributes:
-        keys: the pooled output keys, in configured order.
         groups: the groups.
-        pooled: the units whose lookups are pooled.
-        sequences: the units whose lookups are not.
+        pooled: units for the pooled outputs: those of linear outputs are pooled themselves.
+        sequences: units for the outputs that are not pooled.
     """
 
-    keys: tuple[str, ...]
     groups: tuple[Group, ...]
     pooled: tuple[Unit, ...]
     sequences: tuple[Unit, ...]
 
-    def columns(self) -> dict[int, tuple[tuple[int, int], ...]]:
-        """Return, for each pooled group, its runs of columns (first, number) in the output.
 
-        The output holds the keys side by side in configured order. The runs, one after the other,
-        hold the group's lookups in the order of its slots.
-        """
-        owner = {
-            slot.key: (group, slot.table.embedding_dim)
-            for unit in self.pooled
-            for group, slots in zip(unit.groups, unit.slots, strict=True)
-            for slot in slots
-        }
-        runs: dict[int, list[tuple[int, int]]] = {group: [] for group, _ in owner.values()}
-        column = 0
-        for key in self.keys:
-            group, width = owner[key]
-            if runs[group] and sum(runs[group][-1]) == column:
-                first, num = runs[group].pop()
-                runs[group].append((first, num + width))
-            else:
-                runs[group].append((column, width))
-            column += width
-        return {group: tuple(r) for group, r in runs.items()}
+def lay_out(plan: LookupPlan) -> Layout:
+    """Return the layout of `plan`.
 
-
-def lay_out(specs: Sequence[TableSpec]) -> Layout:
-    """Return the layout of `specs`.
-
-    Pooled and unpooled tables never share a group, so that a group is looked up once per step.
+    Tables that only sequences read have groups of their own, for sequences are looked up, and
+    updated, by a call of their own.
     """
-    members: dict[tuple[int, bool], list[TableSpec]] = {}
-    for spec in specs:
-        members.setdefault((spec.embedding_dim, spec.pooling == "none"), []).append(spec)
-    groups = tuple(_group(width, is_seq, t) for (width, is_seq), t in members.items())
-    first_rows = {
-        spec.name: first
-        for group in groups
-        for spec, first in zip(group.tables, group.first_rows, strict=True)
+    pooled_tables = {
+        lookup.table
+        for output in plan.outputs
+        if output.pooling != "none"
+        for lookup in output.all_lookups
     }
-    slots: dict[int, list[Slot]] = {g: [] for g in range(len(groups))}
-    index_of = {spec.name: g for g, group in enumerate(groups) for spec in group.tables}
-    keys = output_keys(specs)
-    for key, (spec, feature) in keys.items():
-        slots[index_of[spec.name]].append(
-            Slot(key=key, feature=feature, table=spec, first_row=first_rows[spec.name])
-        )
-    is_sequence = [group.tables[0].pooling == "none" for group in groups]
+    members: dict[tuple[int, DType, bool], list[PhysicalTable]] = {}
+    for table in plan.tables:
+        key = (table.width, table.dtype, table.name not in pooled_tables)
+        members.setdefault(key, []).append(table)
+    groups = tuple(_group(*key, tables) for key, tables in members.items())
+    places = {
+        table.name: (g, first)
+        for g, group in enumerate(groups)
+        for table, first in zip(group.tables, group.first_rows, strict=True)
+    }
+    linear: dict[int, list[Slot]] = {}
+    composed: dict[int, list[Slot]] = {}
+    sequences: dict[int, list[Slot]] = {}
+    for output in plan.outputs:
+        pooled = linear if output.is_linear else composed
+        target = sequences if output.pooling == "none" else pooled
+        for number, lookup in enumerate(output.all_lookups):
+            group, first = places[lookup.table]
+            slot = Slot(
+                output=output,
+                number=number,
+                lookup=lookup,
+                first_row=first,
+                num_rows=plan.table(lookup.table).num_rows,
+            )
+            target.setdefault(group, []).append(slot)
     return Layout(
-        keys=tuple(k for k, (spec, _) in keys.items() if spec.pooling != "none"),
         groups=groups,
-        pooled=_units({g: tuple(s) for g, s in slots.items() if not is_sequence[g]}),
-        sequences=_units({g: tuple(s) for g, s in slots.items() if is_sequence[g]}),
+        pooled=(*_units(linear, is_pooled=True), *_units(composed, is_pooled=False)),
+        sequences=_units(sequences, is_pooled=False),
     )
 
 
-def _group(width: int, is_sequence: bool, tables: Sequence[TableSpec]) -> Group:
+def _group(width: int, dtype: DType, is_sequence: bool, tables: Sequence[PhysicalTable]) -> Group:
     first_rows, num_rows = [], 0
-    for spec in tables:
+    for table in tables:
         first_rows.append(num_rows)
-        num_rows += spec.num_embeddings
+        num_rows += table.num_rows
+    kind = "sequence" if is_sequence else "pooled"
     return Group(
-        name=f"sequence_{width}" if is_sequence else f"pooled_{width}",
+        name=f"{kind}_{dtype}_{width}",
         width=width,
+        dtype=dtype,
         tables=tuple(tables),
         first_rows=tuple(first_rows),
         num_rows=num_rows,
     )
 
 
-def _units(slots: dict[int, tuple[Slot, ...]]) -> tuple[Unit, ...]:
-    by_address: dict[tuple[tuple[str, int, int, str], ...], list[int]] = {}
+def _units(slots: dict[int, list[Slot]], *, is_pooled: bool) -> tuple[Unit, ...]:
+    by_address: dict[tuple[object, ...], list[int]] = {}
     for group, lookups in slots.items():
-        address = tuple(
-            (s.feature, s.first_row, s.table.num_embeddings, s.table.pooling) for s in lookups
-        )
-        by_address.setdefault(address, []).append(group)
+        by_address.setdefault(tuple(slot.address for slot in lookups), []).append(group)
     return tuple(
-        Unit(groups=tuple(groups), slots=tuple(slots[g] for g in groups))
+        Unit(
+            groups=tuple(groups),
+            slots=tuple(tuple(slots[g]) for g in groups),
+            is_pooled=is_pooled,
+        )
         for groups in by_address.values()
     )

@@ -1,6 +1,6 @@
 """The fused lookup: gather and pool in the forward pass, update the tables in the backward pass.
 
-Shapes: `B` examples, `F` lookups, `N` ids, `R` rows of a buffer, `D` its width.
+Shapes: `B` examples, `S` lookups, `N` ids of all lookups, `R` rows of a buffer, `D` its width.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from recemb.tables.bags import Bags
-from recemb.tables.update import Touched, gather_rows, group_by_row
+from recemb.tables.gather import gather_bags, gather_rows
+from recemb.tables.update import Touched, group_by_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,108 +21,80 @@ class Lookups:
     """The addressed ids of one batch.
 
     Attributes:
-        ids: (N,) the ids, feature by feature, all in range.
-        rows: (N,) rows of the buffer, int32 where they fit. Example by example if `offsets` is
-            None, feature by feature otherwise.
-        offsets: (F*B+1,) where each bag begins, feature by feature; None if lookup n is output row
+        rows: (N,) rows of the buffer, int32 where they fit; -1, in lookups without bags alone, for
+            an id that has none. Example by example if `offsets` is None and the lookups are
+            pooled, lookup by lookup otherwise.
+        offsets: (S*B+1,) where each bag begins, lookup by lookup; None if lookup n is output row
             n: one id per bag, or no pooling.
-        lengths: (F*B,) number of ids of each bag; None when `offsets` is.
+        lengths: (S*B,) number of ids of each bag; None when `offsets` is.
         scales: (N,) float32, weight of each id over the bag's length for mean pooling; None for 1.
-        num_features: F.
-        num_outputs: rows of the output, F*B when pooled.
+        num_slots: S.
+        num_outputs: rows of the output, B*S when pooled.
+        sizes: number of ids of each of the S lookups; None if they are pooled.
+        may_be_absent: whether a row may be -1.
     """
 
-    ids: Tensor
     rows: Tensor
     offsets: Tensor | None
     lengths: Tensor | None
     scales: Tensor | None
-    num_features: int
+    num_slots: int
     num_outputs: int
+    sizes: tuple[int, ...] | None = None
+    may_be_absent: bool = False
 
     @cached_property
     def touched(self) -> Touched:
         """Return the lookups grouped by row; sorted once, whoever asks."""
-        return group_by_row(self.rows, self.sources, self.scales)
+        scales = None if self.scales is None else self.scales.detach()
+        if not self.may_be_absent:
+            return group_by_row(self.rows, self.sources, scales)
+        keep = (self.rows >= 0).nonzero().view(-1)
+        return group_by_row(
+            self.rows[keep], keep.to(self.rows.dtype), None if scales is None else scales[keep]
+        )
 
     @property
     def sources(self) -> Tensor | None:
-        """Return the output row (b*F + f) of each lookup (N,); None for its own position."""
+        """Return the output row (b*S + s) of each lookup (N,); None for its own position."""
         if self.lengths is None:
             return None
-        batch_size = self.num_outputs // self.num_features
+        batch_size = self.num_outputs // self.num_slots
         bags = torch.arange(self.num_outputs, dtype=self.rows.dtype, device=self.rows.device)
-        outputs = bags.view(batch_size, self.num_features).t().reshape(-1)
+        outputs = bags.view(batch_size, self.num_slots).t().reshape(-1)
         return outputs.repeat_interleave(self.lengths, output_size=self.rows.numel())
 
     def gather(self, weight: Tensor) -> Tensor:
-        """Return the pooled rows of `weight` (R, D), (F*B, D) with row b*F + f; or (N, D)."""
+        """Return float32 vectors of `weight` (R, D): pooled (B*S, D), row b*S + s; or (N, D)."""
         if self.offsets is None:
-            return gather_rows(weight, self.rows)
-        bags = F.embedding_bag(
-            self.rows,
-            weight,
-            self.offsets,
-            mode="sum",
-            per_sample_weights=self.scales,
-            include_last_offset=True,
-        )
-        batch_size = self.num_outputs // self.num_features
-        by_feature = bags.view(self.num_features, batch_size, weight.shape[1])
-        return by_feature.transpose(0, 1).reshape(self.num_outputs, weight.shape[1])
+            if not self.may_be_absent:
+                return gather_rows(weight, self.rows)
+            vectors = gather_rows(weight, self.rows.clamp(min=0))
+            return vectors.masked_fill_((self.rows < 0).unsqueeze(1), 0)
+        bags = gather_bags(weight, self.rows, self.offsets, self.scales)
+        batch_size = self.num_outputs // self.num_slots
+        by_slot = bags.view(self.num_slots, batch_size, weight.shape[1])
+        return by_slot.transpose(0, 1).reshape(self.num_outputs, weight.shape[1])
+
+    def scale_gradient(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """Return the gradient (N,) of `scales`: each row times its bag's gradient.
+
+        Args:
+            weight: (R, D), before any update.
+            grad: (B*S, D).
+        """
+        sources = self.sources
+        assert sources is not None
+        parts = []
+        chunk = max(1, _CHUNK_VALUES // weight.shape[1])
+        for first in range(0, self.rows.numel(), chunk):
+            vectors = gather_rows(weight, self.rows[first : first + chunk])
+            parts.append((vectors * grad.index_select(0, sources[first : first + chunk])).sum(1))
+        return torch.cat(parts) if parts else weight.new_zeros(0, dtype=torch.float32)
 
 
-def address(bags: Bags, ids: Tensor, first_rows: Tensor, is_mean: Tensor | None) -> Lookups:
-    """Return the pooled lookups of `ids` (N,), which are in range.
-
-    Args:
-        bags: the bags that hold the ids.
-        ids: (N,) what the bags' values became after the bounds check.
-        first_rows: (F,) each lookup's first row, of the dtype that rows are to have.
-        is_mean: (F,) bool, which lookups pool by the mean; None for none.
-    """
-    num_features = first_rows.numel()
-    if bags.offsets is None or bags.lengths is None:
-        rows = torch.empty(
-            (bags.batch_size, num_features), dtype=first_rows.dtype, device=ids.device
-        )
-        torch.add(ids.view(num_features, bags.batch_size).t(), first_rows, out=rows)
-        return Lookups(
-            ids=ids,
-            rows=rows.view(-1),
-            offsets=None,
-            lengths=None,
-            scales=None,
-            num_features=num_features,
-            num_outputs=rows.numel(),
-        )
-    rows = shift(ids, first_rows, bags.sizes)
-    return Lookups(
-        ids=ids,
-        rows=rows,
-        offsets=bags.offsets.to(rows.dtype),
-        lengths=bags.lengths,
-        scales=_scales(bags, is_mean),
-        num_features=num_features,
-        num_outputs=num_features * bags.batch_size,
-    )
-
-
-def shift(ids: Tensor, first_rows: Tensor, sizes: list[int]) -> Tensor:
-    """Return the buffer rows (N,) of ids that lie feature by feature, `sizes` of each."""
-    per_feature = torch.tensor(sizes, device=ids.device)
-    starts = first_rows.repeat_interleave(per_feature, output_size=ids.numel())
-    return ids.to(first_rows.dtype) + starts
-
-
-def _scales(bags: Bags, is_mean: Tensor | None) -> Tensor | None:
-    weights = None if bags.weights is None else bags.weights.float()
-    if is_mean is None or bags.lengths is None:
-        return weights
-    lengths = bags.lengths.view(is_mean.numel(), bags.batch_size)
-    inverse = torch.where(is_mean.unsqueeze(1), 1 / lengths.clamp(min=1), 1.0).view(-1)
-    scales = inverse.repeat_interleave(bags.lengths, output_size=bags.values.numel())
-    return scales if weights is None else scales * weights
+_CHUNK_VALUES = 1 << 20
+"""Values of a chunk of rows whose products with the gradient are summed: 4 MB per temporary."""
 
 
 class Lookup(Protocol):
@@ -131,6 +102,12 @@ class Lookup(Protocol):
 
     def read(self, lookups: Sequence[Lookups]) -> tuple[Tensor, ...]:
         """Return the vectors that `lookups` address."""
+        ...
+
+    def scale_gradients(
+        self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Return the gradient of the scales of each of `lookups`, from rows before the update."""
         ...
 
     def update(self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]) -> None:
@@ -143,7 +120,11 @@ class FusedLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, lookup: Lookup, lookups: Sequence[Lookups]
+        ctx: Any,
+        anchor: Tensor,
+        lookup: Lookup,
+        lookups: Sequence[Lookups],
+        *scales: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Return what `lookup` reads.
 
@@ -152,6 +133,7 @@ class FusedLookup(torch.autograd.Function):
             anchor: a scalar that requires grad, so that the backward pass reaches this function.
             lookup: reads, and later updates.
             lookups: the addressed ids.
+            scales: those of each of `lookups`, so that autograd sees them.
         """
         ctx.lookup, ctx.lookups = lookup, lookups
         ctx.set_materialize_grads(False)
@@ -159,7 +141,12 @@ class FusedLookup(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        """Update the tables; there is nothing to return."""
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Update the tables; return the gradients of the scales."""
+        wanted = ctx.needs_input_grad[3:]
+        scales: list[Tensor | None] = [None] * len(wanted)
+        if any(wanted):
+            found = ctx.lookup.scale_gradients(ctx.lookups, grads)
+            scales = [g if is_wanted else None for g, is_wanted in zip(found, wanted, strict=True)]
         ctx.lookup.update(ctx.lookups, grads)
-        return (None, None, None)
+        return (None, None, None, *scales)

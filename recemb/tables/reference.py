@@ -1,4 +1,4 @@
-"""Tables written to be read: what FullTables computes, by dense tensors, in any precision.
+"""Tables written to be read: what `full_tables` computes, by dense tensors, in any precision.
 
 A slow twin for tests. Every update builds a dense gradient by adding one lookup after the other,
 then applies the formula of `TableOptimizer` row by row, as it is written there.

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recemb.ids.hashing import hash_seed
 from recemb.tables.formula import STATE_PARTS, counts_steps
 from recemb.tables.layout import Group
 from recemb.tables.memory import allocate
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.rounding import Rounding
 
 
 class GroupStore(nn.Module):
@@ -23,9 +25,10 @@ class GroupStore(nn.Module):
 
     Attributes:
         group: the tables.
-        optimizer: how rows are updated; None if autograd is to compute dense gradients.
+        optimizer: how rows are updated; None if autograd is to compute dense gradients, or if the
+            values are integers, which nothing trains.
         step: number of updates so far.
-        weight: (R, D) float32; a parameter without an optimizer, else a buffer.
+        weight: (R, D) of the group's dtype; a parameter without an optimizer, else a buffer.
 
     Args:
         group: the tables.
@@ -39,15 +42,19 @@ class GroupStore(nn.Module):
         self, group: Group, *, optimizer: TableOptimizer | None, device: torch.device
     ) -> None:
         super().__init__()
+        is_trained = "int" not in group.dtype
         self.group = group
-        self.optimizer = optimizer
+        self.optimizer = optimizer if is_trained else None
         self.step = 0
+        self.dtype: torch.dtype = getattr(torch, group.dtype)
         shape = (group.num_rows, group.width)
-        weight = allocate(shape, device)
+        weight = allocate(shape, device, self.dtype)
         if optimizer is None:
-            self.weight = nn.Parameter(weight)
+            self.weight = nn.Parameter(weight, requires_grad=is_trained)
             return
         self.register_buffer("weight", weight, persistent=False)
+        if not is_trained:
+            return
         start = optimizer.initial_accumulator if "adagrad" in optimizer.kind else 0.0
         for name, is_rowwise in STATE_PARTS[optimizer.kind]:
             part = allocate(shape[:1] if is_rowwise else shape, device)
@@ -60,8 +67,15 @@ class GroupStore(nn.Module):
             return {}
         return {name: self.get_buffer(name) for name, _ in STATE_PARTS[self.optimizer.kind]}
 
+    @property
+    def rounding(self) -> Rounding | None:
+        """Return how this step's values become the table's type; None if that is float32."""
+        if self.dtype == torch.float32:
+            return None
+        return Rounding(dtype=self.dtype, seed=hash_seed(self.step, self.group.name))
+
     def table(self, name: str) -> Tensor:
-        """Return the weights (num_embeddings, D) of a table, a view."""
+        """Return the weights (num_rows, D) of a table, a view."""
         return self._view(self.weight, name)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -73,7 +87,10 @@ class GroupStore(nn.Module):
 
     def step_names(self) -> list[str]:
         """Return the names, for a state_dict, of the tables' step counts, if there are any."""
-        if self.optimizer is None or not counts_steps(self.optimizer.kind):
+        if self.optimizer is None:
+            return []
+        # The random bits of stochastic rounding are those of the step.
+        if not counts_steps(self.optimizer.kind) and self.dtype == torch.float32:
             return []
         return [f"optimizer.{spec.name}.step" for spec in self.group.tables]
 
@@ -121,7 +138,7 @@ class GroupStore(nn.Module):
     def _view(self, tensor: Tensor, name: str) -> Tensor:
         for spec, first in zip(self.group.tables, self.group.first_rows, strict=True):
             if spec.name == name:
-                return tensor[first : first + spec.num_embeddings]
+                return tensor[first : first + spec.num_rows]
         raise AssertionError(f"no table '{name}' in this group")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recemb.tables.formula import Formula
+from recemb.tables.gather import gather_rows, write_rows
+from recemb.tables.rounding import Rounding
 
 _CHUNK_VALUES = 1 << 20
 """Values of a chunk of distinct rows: 4 MB per temporary. Measured at 50k rows of 16 values: chunks
@@ -86,9 +88,23 @@ def group_by_row(rows: Tensor, sources: Tensor | None, scales: Tensor | None) ->
 
 
 def update_touched(
-    weight: Tensor, state: Mapping[str, Tensor], touched: Touched, grad: Tensor, formula: Formula
+    weight: Tensor,
+    state: Mapping[str, Tensor],
+    touched: Touched,
+    grad: Tensor,
+    formula: Formula,
+    rounding: Rounding | None = None,
 ) -> None:
-    """Apply `formula` once to each touched row of `weight` (R, D) and `state`, in place."""
+    """Apply `formula` once to each touched row of `weight` (R, D) and `state`, in place.
+
+    Args:
+        weight: (R, D), of any floating-point type; the formula works in float32.
+        state: by the names of `formula.STATE_PARTS`.
+        touched: the lookups.
+        grad: (G, D) float32.
+        formula: this step's.
+        rounding: how values become the type of `weight`; None if that is float32 or wider.
+    """
     num_rows = touched.rows.numel()
     chunk = max(1, _CHUNK_VALUES // weight.shape[1])
     for first in range(0, num_rows, chunk):
@@ -97,45 +113,35 @@ def update_touched(
         block = gather_rows(weight, rows)
         parts = {name: gather_rows(part, rows) for name, part in state.items()}
         formula.apply(block, touched.gradient(grad, first, last), parts)
-        write_rows(weight, rows, block)
+        write_rows(weight, rows, block if rounding is None else rounding.apply(block, rows))
         for name, part in parts.items():
             write_rows(state[name], rows, part)
 
 
 def update_all(
-    weight: Tensor, state: Mapping[str, Tensor], touched: Touched, grad: Tensor, formula: Formula
+    weight: Tensor,
+    state: Mapping[str, Tensor],
+    touched: Touched,
+    grad: Tensor,
+    formula: Formula,
+    rounding: Rounding | None = None,
 ) -> None:
-    """Apply `formula` to every row of `weight` (R, D) and `state`, in place; g = 0 if untouched."""
+    """Apply `formula` to every row of `weight` (R, D) and `state`, in place; g = 0 if untouched.
+
+    The arguments are those of `update_touched`.
+    """
     blocks = torch.arange(0, weight.shape[0] + _CHUNK_ROWS_ALL, _CHUNK_ROWS_ALL)
     edges = torch.searchsorted(touched.rows, blocks.to(touched.rows.device)).tolist()
     for k, begin in enumerate(range(0, weight.shape[0], _CHUNK_ROWS_ALL)):
         end = min(begin + _CHUNK_ROWS_ALL, weight.shape[0])
-        dense = torch.zeros_like(weight[begin:end])
+        dense = torch.zeros((end - begin, weight.shape[1]), dtype=grad.dtype, device=grad.device)
         rows = touched.rows[edges[k] : edges[k + 1]] - begin
         dense.index_copy_(0, rows, touched.gradient(grad, edges[k], edges[k + 1]))
-        formula.apply(
-            weight[begin:end], dense, {name: part[begin:end] for name, part in state.items()}
-        )
-
-
-def gather_rows(buffer: Tensor, rows: Tensor) -> Tensor:
-    """Return rows (N,) of `buffer` (R, D), or (R,)."""
-    if buffer.dim() == 1:
-        return buffer.index_select(0, rows)
-    if buffer.shape[1] == 1:
-        return buffer.view(-1).index_select(0, rows).unsqueeze(1)
-    if rows.is_cuda:
-        return buffer.index_select(0, rows)
-    # A bag of one id is the row itself, and embedding_bag prefetches where index_select does not.
-    offsets = torch.arange(rows.numel() + 1, dtype=rows.dtype)
-    return F.embedding_bag(rows, buffer, offsets, mode="sum", include_last_offset=True)
-
-
-def write_rows(buffer: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write `values` (U, D) or (U,) to the distinct `rows` (U,) of `buffer`, in place."""
-    if buffer.dim() == 2 and buffer.shape[1] == 1:
-        buffer, values = buffer.view(-1), values.view(-1)
-    if buffer.dim() == 2 and buffer.shape[1] % 2 == 0 and buffer.dtype == torch.float32:
-        # The same bits in half as many elements; index_copy_ goes element by element.
-        buffer, values = buffer.view(torch.float64), values.view(torch.float64)
-    buffer.index_copy_(0, rows, values)
+        parts = {name: part[begin:end] for name, part in state.items()}
+        if rounding is None:
+            formula.apply(weight[begin:end], dense, parts)
+            continue
+        block = weight[begin:end].float()
+        formula.apply(block, dense, parts)
+        every = torch.arange(begin, end, device=weight.device)
+        weight[begin:end] = rounding.apply(block, every)

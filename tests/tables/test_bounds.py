@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recemb.tables.full import FullTables
+from recemb.tables.full import full_tables
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 
@@ -38,40 +38,40 @@ def test_the_error_names_feature_table_value_rows_and_position(make, bad):
         "has 5 rows; 1 of 3 ids are out of range"
     )
     with pytest.raises(ValueError, match=message):
-        FullTables(SPECS)(make([0, 4, bad], [0, 1, 2]))
+        full_tables(SPECS)(make([0, 4, bad], [0, 1, 2]))
 
 
 @pytest.mark.parametrize("make", [one_hot, jagged])
 def test_each_feature_has_its_own_number_of_rows(make):
     with pytest.raises(ValueError, match="table 'place': feature 'city' has id 4 at position 0"):
-        FullTables(SPECS)(make([0, 4], [4, 1]))
+        full_tables(SPECS)(make([0, 4], [4, 1]))
 
 
 @pytest.mark.parametrize("make", [one_hot, jagged])
 @pytest.mark.parametrize("policy", ["error", "oov", "hash", "clamp"])
 def test_ids_in_range_are_left_alone(make, policy):
     features = make([0, 4, 2], [2, 0, 1])
-    tables = FullTables(SPECS, bounds=policy)
-    assert torch.equal(tables(features).values(), FullTables(SPECS)(features).values())
+    tables = full_tables(SPECS, bounds=policy)
+    assert torch.equal(tables(features).values(), full_tables(SPECS)(features).values())
     assert tables.out_of_range_counts() == {"brand": 0, "city": 0}
 
 
 def test_oov_reads_row_0():
-    found = FullTables(SPECS, bounds="oov")(one_hot([4, 5, -7], [0, 1, 2]))
-    expected = FullTables(SPECS)(one_hot([4, 0, 0], [0, 1, 2]))
+    found = full_tables(SPECS, bounds="oov")(one_hot([4, 5, -7], [0, 1, 2]))
+    expected = full_tables(SPECS)(one_hot([4, 0, 0], [0, 1, 2]))
     assert torch.equal(found.values(), expected.values())
 
 
 def test_clamp_reads_the_nearest_row():
-    found = FullTables(SPECS, bounds="clamp")(one_hot([3, 9, -7], [9, 1, -1]))
-    expected = FullTables(SPECS)(one_hot([3, 4, 0], [2, 1, 0]))
+    found = full_tables(SPECS, bounds="clamp")(one_hot([3, 9, -7], [9, 1, -1]))
+    expected = full_tables(SPECS)(one_hot([3, 4, 0], [2, 1, 0]))
     assert torch.equal(found.values(), expected.values())
 
 
 def test_hash_spreads_unknown_ids_over_all_rows():
     num = 6000
     spec = TableSpec(name="t", num_embeddings=3, embedding_dim=1, feature_names=("f",))
-    tables = FullTables([spec], bounds="hash", optimizer=TableOptimizer(kind="sgd"))
+    tables = full_tables([spec], bounds="hash", optimizer=TableOptimizer(kind="sgd"))
     features = KeyedJaggedTensor(
         keys=["f"], values=torch.arange(100, 100 + num), lengths=torch.ones(num, dtype=torch.int32)
     )
@@ -85,7 +85,7 @@ def test_hash_spreads_unknown_ids_over_all_rows():
 
 
 def test_replaced_ids_are_counted_by_key():
-    tables = FullTables(SPECS, bounds="clamp")
+    tables = full_tables(SPECS, bounds="clamp")
     for _ in range(2):
         tables(one_hot([3, 9, -7], [9, 1, 2]))
     assert tables.out_of_range_counts() == {"brand": 4, "city": 2}
@@ -93,7 +93,7 @@ def test_replaced_ids_are_counted_by_key():
 
 def test_int32_ids_are_checked_too():
     with pytest.raises(ValueError, match="feature 'brand' has id 7"):
-        FullTables(SPECS)(one_hot([0, 7], [0, 0], dtype=torch.int32))
+        full_tables(SPECS)(one_hot([0, 7], [0, 0], dtype=torch.int32))
 
 
 def test_sequences_are_checked():
@@ -104,9 +104,9 @@ def test_sequences_are_checked():
         keys=["h"], values=torch.tensor([1, 8]), lengths=torch.tensor([2], dtype=torch.int32)
     )
     with pytest.raises(ValueError, match="table 'item': feature 'h' has id 8 at position 1"):
-        FullTables([spec]).sequences(features)
+        full_tables([spec]).sequences(features)
 
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="bounds must be one of error, oov, hash, clamp"):
-        FullTables(SPECS, bounds="wrap")
+        full_tables(SPECS, bounds="wrap")

@@ -9,7 +9,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-from recemb.tables.full import FullTables
+from recemb.tables.full import full_tables
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 
@@ -51,7 +51,7 @@ def test_weights_and_state_equal_the_torch_backend(
     wide_specs, make_features, kind, max_length, weighted
 ):
     optimizer = TableOptimizer(kind=kind, eps=1e-3, initial_accumulator=0.2)
-    both = [FullTables(wide_specs, optimizer=optimizer, backend=b) for b in ("fbgemm", "torch")]
+    both = [full_tables(wide_specs, optimizer=optimizer, backend=b) for b in ("fbgemm", "torch")]
     for tables in both:
         train(tables, wide_specs, make_features, max_length=max_length, weighted=weighted)
     assert_close(both[0].state_dict(), both[1].state_dict())
@@ -64,7 +64,7 @@ def test_weights_and_state_equal_fbgemm_s_own_module(make_features, kind):
         for i in range(3)
     ]
     optimizer = TableOptimizer(kind=kind, learning_rate=0.1, eps=1e-3)
-    tables = FullTables(specs, optimizer=optimizer, backend="fbgemm")
+    tables = full_tables(specs, optimizer=optimizer, backend="fbgemm")
     theirs = SplitTableBatchedEmbeddingBagsCodegen(
         [(s.num_embeddings, 8, EmbeddingLocation.HOST, ComputeDevice.CPU) for s in specs],
         optimizer={
@@ -99,8 +99,8 @@ def test_a_run_saved_on_one_backend_goes_on_with_the_other(
     wide_specs, make_features, before, after
 ):
     optimizer = TableOptimizer(kind="rowwise_adagrad")
-    one = FullTables(wide_specs, optimizer=optimizer, backend=before)
-    two = FullTables(wide_specs, optimizer=optimizer, backend=after, seed=9)
+    one = full_tables(wide_specs, optimizer=optimizer, backend=before)
+    two = full_tables(wide_specs, optimizer=optimizer, backend=after, seed=9)
     train(one, wide_specs, make_features, last=2)
     two.load_state_dict(one.state_dict())
     for tables in (one, two):
@@ -113,7 +113,7 @@ def test_interleaved_widths_are_served(make_features):
         TableSpec(name=f"t{i}", num_embeddings=9, embedding_dim=w, feature_names=(f"f{i}",))
         for i, w in enumerate((4, 8, 4, 8))
     ]
-    both = [FullTables(specs, optimizer=TableOptimizer(), backend=b) for b in ("fbgemm", "torch")]
+    both = [full_tables(specs, optimizer=TableOptimizer(), backend=b) for b in ("fbgemm", "torch")]
     for tables in both:
         train(tables, specs, make_features, max_length=2)
     assert_close(both[0].state_dict(), both[1].state_dict())
@@ -132,13 +132,13 @@ def test_asking_for_fbgemm_where_it_is_not_exact_is_refused_with_the_reason(chan
     spec = TableSpec(name="t", num_embeddings=9, embedding_dim=width, feature_names=("f",))
     optimizer = TableOptimizer(**changes)
     with pytest.raises(ValueError, match=reason):
-        FullTables([spec], optimizer=optimizer, backend="fbgemm")
-    FullTables([spec], optimizer=optimizer, backend="auto")
+        full_tables([spec], optimizer=optimizer, backend="fbgemm")
+    full_tables([spec], optimizer=optimizer, backend="auto")
 
 
 def test_asking_for_fbgemm_without_an_optimizer_is_refused(wide_specs):
     with pytest.raises(ValueError, match="pass an optimizer"):
-        FullTables(wide_specs, backend="fbgemm")
+        full_tables(wide_specs, backend="fbgemm")
 
 
 def test_fbgemm_still_ignores_weight_decay_on_the_cpu():

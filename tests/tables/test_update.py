@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recemb.tables.full import FullTables
+from recemb.tables.full import full_tables
 from recemb.tables.optimizer import KINDS, TableOptimizer
 from recemb.tables.reference import ReferenceTables
 from recemb.tables.spec import TableSpec
@@ -74,7 +74,7 @@ def test_every_update_equals_the_reference(mixed_specs, make_features, kind, dec
         initial_accumulator=0.1,
         rows=rows,
     )
-    tables = FullTables(mixed_specs, optimizer=optimizer)
+    tables = full_tables(mixed_specs, optimizer=optimizer)
     reference = reference_for(tables, optimizer)
     batches = batches_for(mixed_specs, make_features, **inputs)
     steps(tables, batches)
@@ -131,7 +131,7 @@ def ugly_inputs(draw):
 def test_any_bags_look_up_and_train_like_the_reference(inputs, kind, backend):
     specs, batches = inputs
     optimizer = TableOptimizer(kind=kind, learning_rate=0.05, eps=1e-3)
-    tables = FullTables(specs, optimizer=optimizer, backend=backend)
+    tables = full_tables(specs, optimizer=optimizer, backend=backend)
     reference = reference_for(tables, optimizer)
     for features, grad in batches:
         output = tables(features).values()
@@ -185,8 +185,8 @@ DENSE = {
 @pytest.mark.parametrize("name", DENSE)
 def test_visiting_all_rows_equals_dense_torch_optim(mixed_specs, make_features, name):
     ours, make, options = DENSE[name]
-    fused = FullTables(mixed_specs, optimizer=TableOptimizer(**{**vars(ours), "rows": "all"}))
-    plain = FullTables(mixed_specs)
+    fused = full_tables(mixed_specs, optimizer=TableOptimizer(**{**vars(ours), "rows": "all"}))
+    plain = full_tables(mixed_specs)
     optimizer = make(plain.parameters(), **options)
     for features, grad in batches_for(mixed_specs, make_features, num_steps=4, max_length=2):
         fused(features).values().backward(grad)
@@ -202,7 +202,7 @@ def test_touched_rows_equal_dense_torch_optim_where_zero_gradients_change_nothin
     specs, make_features, name
 ):
     ours, make, options = DENSE[name]
-    fused, plain = FullTables(specs, optimizer=ours), FullTables(specs)
+    fused, plain = full_tables(specs, optimizer=ours), full_tables(specs)
     optimizer = make(plain.parameters(), **options)
     for features, grad in batches_for(specs, make_features, num_steps=4, max_length=2):
         fused(features).values().backward(grad)
@@ -217,7 +217,7 @@ def test_lazy_adam_equals_sparse_adam_of_torch():
     # SparseAdam adds eps before the bias correction, we after it, so eps is made to vanish.
     spec = TableSpec(name="t", num_embeddings=20, embedding_dim=4, feature_names=("f",))
     ours = TableOptimizer(kind="adam", learning_rate=0.1, eps=1e-30)
-    fused = FullTables([spec], optimizer=ours)
+    fused = full_tables([spec], optimizer=ours)
     bag = torch.nn.EmbeddingBag.from_pretrained(
         weights_of(fused)["t"].clone(), freeze=False, mode="sum", sparse=True
     )
@@ -237,7 +237,7 @@ def test_lazy_adam_equals_sparse_adam_of_torch():
 def test_rowwise_equals_elementwise_for_tables_of_width_one(make_features):
     specs = [TableSpec(name="t", num_embeddings=9, embedding_dim=1, feature_names=("f",))]
     for row, element in (("rowwise_adagrad", "adagrad"), ("rowwise_adam", "adam")):
-        one, other = (FullTables(specs, optimizer=TableOptimizer(kind=k)) for k in (row, element))
+        one, other = (full_tables(specs, optimizer=TableOptimizer(kind=k)) for k in (row, element))
         for tables in (one, other):
             steps(tables, batches_for(specs, make_features, max_length=3))
         torch.testing.assert_close(weights_of(one)["t"], weights_of(other)["t"], **FLOAT32)
@@ -247,7 +247,7 @@ def test_rowwise_equals_elementwise_for_tables_of_width_one(make_features):
 @pytest.mark.parametrize("kind", KINDS)
 def test_deferred_micro_batches_equal_one_big_batch(mixed_specs, make_features, kind, backend):
     optimizer = TableOptimizer(kind=kind, eps=1e-3)
-    tables = FullTables(mixed_specs, optimizer=optimizer, backend=backend)
+    tables = full_tables(mixed_specs, optimizer=optimizer, backend=backend)
     reference = reference_for(tables, optimizer)
     for weighted in (False, True):
         parts = batches_for(mixed_specs, make_features, max_length=3, weighted=weighted)
@@ -259,7 +259,7 @@ def test_deferred_micro_batches_equal_one_big_batch(mixed_specs, make_features, 
 
 
 def test_nothing_changes_while_updates_are_deferred(mixed_specs, make_features):
-    tables = FullTables(mixed_specs, optimizer=TableOptimizer())
+    tables = full_tables(mixed_specs, optimizer=TableOptimizer())
     before = {name: weight.clone() for name, weight in weights_of(tables).items()}
     tables.defer_updates(True)
     steps(tables, batches_for(mixed_specs, make_features))
@@ -274,7 +274,7 @@ def test_training_twice_gives_the_same_bits(mixed_specs, make_features, kind, ba
     runs = []
     for _ in range(2):
         optimizer = TableOptimizer(kind=kind)
-        tables = FullTables(mixed_specs, optimizer=optimizer, backend=backend)
+        tables = full_tables(mixed_specs, optimizer=optimizer, backend=backend)
         steps(tables, batches_for(mixed_specs, make_features, max_length=20))
         runs.append(tables.state_dict())
     assert all(torch.equal(runs[0][name], tensor) for name, tensor in runs[1].items())
@@ -283,7 +283,7 @@ def test_training_twice_gives_the_same_bits(mixed_specs, make_features, kind, ba
 def test_untouched_rows_keep_their_bits():
     spec = TableSpec(name="t", num_embeddings=50, embedding_dim=8, feature_names=("f",))
     optimizer = TableOptimizer(kind="adam", weight_decay=0.1)
-    tables = FullTables([spec], optimizer=optimizer)
+    tables = full_tables([spec], optimizer=optimizer)
     before = weights_of(tables)["t"].clone()
     ids = torch.tensor([3, 7, 7, 49])
     features = KeyedJaggedTensor(keys=["f"], values=ids, lengths=torch.ones(4, dtype=torch.int32))
@@ -298,7 +298,7 @@ def test_updates_across_chunks_equal_the_formula(monkeypatch, make_features, mix
     monkeypatch.setattr("recemb.tables.update._CHUNK_VALUES", 1)
     monkeypatch.setattr("recemb.tables.update._CHUNK_ROWS_ALL", 2)
     optimizer = TableOptimizer(kind="adagrad", eps=1e-3, rows=rows)
-    tables = FullTables(mixed_specs, optimizer=optimizer, backend="torch")
+    tables = full_tables(mixed_specs, optimizer=optimizer, backend="torch")
     reference = reference_for(tables, optimizer)
     for features, grad in batches_for(mixed_specs, make_features, max_length=3, weighted=True):
         tables(features).values().backward(grad)

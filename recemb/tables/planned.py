@@ -1,0 +1,359 @@
+"""Tables that a LookupPlan describes.
+
+Shapes: `B` examples, `N` ids, `D` embedding_dim.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from recemb.tables.backend import Backend, check_backend
+from recemb.tables.bounds import Bounds, BoundsCheck
+from recemb.tables.compose import Composer, RowPrograms, combine, project
+from recemb.tables.engine import Engine
+from recemb.tables.gather import gather_rows
+from recemb.tables.initial import Initial
+from recemb.tables.layout import lay_out
+from recemb.tables.lookup_plan import LookupPlan
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.program import run_program
+from recemb.tables.spec import TableSpec
+from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
+
+
+class PlannedTables(Tables):
+    """Tables whose vectors a plan makes out of the rows of physical tables.
+
+    All physical tables of one width and type lie in one buffer. A backward pass through `forward`
+    updates each of them once, whichever outputs read it; `sequences`, and every further call, are
+    passes of their own, which update in turn.
+
+    Weights of ids may require grad: their gradient is computed from the rows before the update.
+
+    Args:
+        specs: the tables that the model knows; there must be one output for each of their keys.
+        plan: which rows make which vectors.
+        optimizer: how rows are updated, inside the backward pass: exactly, touched rows only. None
+            makes the weights ordinary parameters with dense gradients, for any torch.optim.
+        backend: what updates the rows. "torch" is exact for every optimizer and type, on any
+            device. "fbgemm" calls FBGEMM's CPU kernels: SGD, Adagrad and row-wise Adagrad without
+            weight decay, float32, widths that are multiples of 4. "auto" takes FBGEMM, buffer by
+            buffer, where it can serve; else torch. Both read and write the same memory, so a state
+            saved with one loads with the other.
+        bounds: what happens to an id that its output does not have, see `BoundsCheck`.
+        buffers: what address and row programs read, by name.
+        initial: how each physical table's weights are drawn, by its name; integers start at 0.
+        projections: the initial value of each projection, by its name; None draws it uniformly, as
+            nn.Linear does.
+        seed: of the initial weights.
+        device: where the tables live; "meta" allocates nothing.
+
+    Raises:
+        ValueError: on an unknown word, or if plan, specs and buffers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        plan: LookupPlan,
+        *,
+        optimizer: TableOptimizer | None = None,
+        backend: Backend = "auto",
+        bounds: Bounds = "error",
+        buffers: Mapping[str, Tensor] | None = None,
+        initial: Mapping[str, Initial] | None = None,
+        projections: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(specs)
+        check_backend(backend, "PlannedTables")
+        self.plan = plan
+        self.optimizer = optimizer
+        self.backend: Backend = backend
+        self._output_of = {output.key: output for output in plan.outputs}
+        self._check_outputs()
+        self._bounds = BoundsCheck(bounds)
+        self._device = torch.device("cpu" if device is None else device)
+        self._buffers_by_name = self._register(buffers or {})
+        layout = lay_out(plan)
+        self.engine = Engine(
+            layout,
+            optimizer=optimizer,
+            backend=backend,
+            bounds=self._bounds,
+            buffers=self._buffers_by_name,
+            device=self._device,
+        )
+        self.projections = nn.ParameterDict(
+            {
+                p.name: torch.empty(p.in_width, p.out_width, device=self._device)
+                for p in plan.projections
+            }
+        )
+        widths = [group.width for group in layout.groups]
+        self._composers = [
+            Composer(
+                plan,
+                units,
+                widths=[[widths[g] for g in unit.groups] for unit in units],
+                buffers=self._buffers_by_name,
+            )
+            for units in (layout.pooled, layout.sequences)
+        ]
+        if self._device.type != "meta":
+            self._initialise(seed, initial or {}, projections or {})
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Return one pooled vector per key and example, contiguous (B, sum of D).
+
+        Raises:
+            ValueError: if a feature is missing, or an id is out of range and `bounds` is "error".
+        """
+        if not self.keys:
+            values = torch.empty(features.stride(), 0)
+        else:
+            read = self.engine.pooled(features)
+            values = self._composers[0].pooled(read, self.projections)
+        return KeyedTensor(
+            keys=list(self.keys),
+            length_per_key=list(self.embedding_dims.values()),
+            values=values,
+        )
+
+    def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Return, for each of `sequence_keys`, the vectors (N, D) of all its ids, not pooled.
+
+        Weights of ids are handed on, not multiplied in.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if not self.sequence_keys:
+            return {}
+        read = self.engine.sequences(features)
+        vectors = self._composers[1].unpooled(read, self.projections)
+        found = {}
+        for unit, bags in zip(self.engine.sequences.units, read.bags, strict=True):
+            lengths = torch.split(bags.bag_lengths(), bags.batch_size)
+            weights = None if bags.weights is None else torch.split(bags.weights, bags.sizes)
+            for slot, f in zip(unit.unit.slots[0], unit.unit.sources, strict=True):
+                found[slot.output.feature, slot.output.num_ids] = (
+                    lengths[f],
+                    None if weights is None else weights[f],
+                )
+        return {
+            key: JaggedTensor(
+                values=vectors[key],
+                lengths=found[self._output_of[key].feature, self._output_of[key].num_ids][0],
+                weights=found[self._output_of[key].feature, self._output_of[key].num_ids][1],
+            )
+            for key in self.sequence_keys
+        }
+
+    def rows(self, key: str, ids: Tensor) -> Tensor:
+        """Return the vectors (N, D) of `ids` (N,), each in [0, num_embeddings).
+
+        Raises:
+            ValueError: on an unknown key or an id out of range.
+        """
+        if key not in self._output_of:
+            raise ValueError(f"tables: there is no key '{key}'; the keys are {list(self.outputs)}")
+        output = self._output_of[key]
+        if output.num_ids is not None:
+            outside = ids[(ids < 0) | (ids >= output.num_ids)]
+            if outside.numel():
+                raise ValueError(
+                    f"table '{output.owner}': id {int(outside[0])} is not in [0, {output.num_ids})"
+                )
+        programs = RowPrograms(self._buffers_by_name)
+        vectors = []
+        for lookup in output.all_lookups:
+            rows = run_program(lookup.program, ids.long(), self._buffers_by_name)
+            table = self.engine.store_of(lookup.table).table(lookup.table)
+            vector = gather_rows(table, rows.clamp(min=0))
+            vector = vector.masked_fill((rows < 0).unsqueeze(1), 0)
+            vectors.append(programs.apply(lookup.row, vector, rows))
+        return project(output, combine(output, vectors), self.projections)
+
+    def storage(self) -> Storage:
+        """Return the exact bytes: what serving needs, part by part, and what training adds."""
+        stores = self.engine.stores
+        serve = {"weights": sum(store.weight.nbytes for store in stores)}
+        for part, tensors in (
+            ("buffers", self._buffers_by_name.values()),
+            ("projections", self.projections.values()),
+        ):
+            if num_bytes := sum(t.nbytes for t in tensors):
+                serve[part] = num_bytes
+        state = sum(t.nbytes for store in stores for t in store.state.values())
+        counts = sum(8 * len(store.step_names()) for store in stores)
+        return Storage(
+            full_bytes=sum(spec.full_bytes for spec in self.specs),
+            serve=serve,
+            train={**serve, "optimizer_state": state + counts},
+        )
+
+    def freeze(self) -> "PlannedTables":
+        """Return the same weights, shared, without optimizer state or gradients, in eval mode."""
+        frozen = PlannedTables(
+            self.specs,
+            self.plan,
+            bounds=self._bounds.policy,
+            buffers=self._buffers_by_name,
+            device="meta",
+        )
+        mine, its = self.engine, frozen.engine
+        for source, target in zip(mine.stores, its.stores, strict=True):
+            target.weight = nn.Parameter(source.weight.detach(), requires_grad=False)
+        its.units.to_empty(device=mine.stores[0].weight.device)
+        for buffer, copy in zip(mine.units.buffers(), its.units.buffers(), strict=True):
+            copy.copy_(buffer)
+        for name, matrix in self.projections.items():
+            frozen.projections[name] = nn.Parameter(matrix.detach(), requires_grad=False)
+        return frozen.eval()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use `learning_rate` from the next update on.
+
+        Raises:
+            ValueError: if it is negative, or the tables have no optimizer of their own.
+        """
+        if self.optimizer is None:
+            raise ValueError(
+                "tables: there is no table optimizer whose learning rate could be set; pass "
+                "optimizer=TableOptimizer(...) or set it in your own optimizer"
+            )
+        if learning_rate < 0:
+            raise ValueError(f"tables: learning_rate must not be negative, got {learning_rate}")
+        for updater in self.engine.updaters:
+            updater.learning_rate = learning_rate
+
+    def defer_updates(self, flag: bool) -> None:
+        """Collect gradients instead of updating, while `flag` is True; see `Tables`.
+
+        Without an optimizer this does nothing: autograd accumulates by itself.
+        """
+        for updater in self.engine.updaters:
+            updater.is_deferring = flag
+
+    def out_of_range_counts(self) -> dict[str, int]:
+        """Return how many ids of each key were out of range, and replaced, so far."""
+        return {key: self._bounds.counts[key] for key in self.outputs}
+
+    def table(self, name: str) -> Tensor:
+        """Return the weights (num_rows, width) of a physical table, a view."""
+        return self.engine.store_of(name).table(name)
+
+    def _check_outputs(self) -> None:
+        """Check that plan and specs name the same vectors.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        expected = {
+            key: (feature, spec.embedding_dim, spec.pooling)
+            for key, (spec, feature) in self.outputs.items()
+        }
+        planned = {o.key: (o.feature, o.embedding_dim, o.pooling) for o in self.plan.outputs}
+        if list(expected.items()) != list(planned.items()):
+            wrong = [k for k in {**expected, **planned} if expected.get(k) != planned.get(k)]
+            raise ValueError(
+                f"PlannedTables: plan and specs differ in feature, embedding_dim, pooling or order "
+                f"of {wrong or 'their keys'}; make one output of the plan for each key of the specs"
+            )
+
+    def _register(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the buffers; return them by name.
+
+        Raises:
+            ValueError: if one that the plan names is missing, or holds a value that is too large.
+        """
+        lookups = [lookup for o in self.plan.outputs for lookup in o.all_lookups]
+        needed = set(self.plan.buffers) | {b for lookup in lookups for b in lookup.row.buffers}
+        if missing := sorted(needed - buffers.keys()):
+            raise ValueError(f"PlannedTables: the plan reads buffers {missing}; pass them")
+        for name, limit in self.plan.buffers.items():
+            if buffers[name].device.type != "meta" and buffers[name].numel():
+                largest = int(buffers[name].max())
+                if largest >= limit:
+                    raise ValueError(
+                        f"PlannedTables: buffer '{name}' holds {largest}, but the plan says that "
+                        f"its values are below {limit}"
+                    )
+        moved = {name: tensor.to(self._device) for name, tensor in buffers.items()}
+        self.named_buffers_of_plan = nn.Module()
+        for name, tensor in moved.items():
+            self.named_buffers_of_plan.register_buffer(name, tensor, persistent=False)
+        return moved
+
+    def _initialise(
+        self, seed: int, initial: Mapping[str, Initial], projections: Mapping[str, Tensor]
+    ) -> None:
+        """Draw all weights in the plan's order, on the CPU: the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        for table in self.plan.tables:
+            target = self.engine.store_of(table.name).table(table.name).detach()
+            if not table.is_trained:
+                target.zero_()
+                continue
+            rule = initial.get(table.name, Initial.dlrm(table.num_rows))
+            rule.fill(target, generator)
+        for projection in self.plan.projections:
+            matrix = self.projections[projection.name].detach()
+            if projection.name in projections:
+                matrix.copy_(projections[projection.name])
+            else:
+                bound = projection.in_width**-0.5
+                matrix.copy_(torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator))
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        if any(updater.has_collected for updater in self.engine.updaters):
+            raise RuntimeError(
+                "tables: gradients of unfinished micro-batches are waiting, which a state_dict "
+                "does not hold; save after the update, that is after a backward pass without "
+                "defer_updates"
+            )
+        for store in self.engine.stores:
+            for name, tensor in store.tensors():
+                destination[prefix + name] = tensor if keep_vars else tensor.detach()
+            for name in store.step_names():
+                destination[prefix + name] = torch.tensor(store.step)
+        for name, tensor in self._buffers_by_name.items():
+            destination[f"{prefix}buffers.{name}"] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        expected = {f"{prefix}projections.{name}" for name in self.projections}
+        for store in self.engine.stores:
+            expected |= store.load(state_dict, prefix, missing_keys, error_msgs)
+        for name, target in self._buffers_by_name.items():
+            key = f"{prefix}buffers.{name}"
+            expected.add(key)
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != target.shape:
+                error_msgs.append(
+                    f"{key}: the tables need {tuple(target.shape)}, but the state has "
+                    f"{tuple(state_dict[key].shape)}"
+                )
+            else:
+                target.copy_(state_dict[key])
+        if strict:
+            unexpected_keys.extend(
+                key for key in state_dict if key.startswith(prefix) and key not in expected
+            )

@@ -1,0 +1,220 @@
+"""Address programs: the steps from an id to the row of a physical table.
+
+Shapes: `N` ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recemb.kernels.hashing import MAX_ROWS, reference
+
+ABSENT = -1
+"""The row of an id that has none: it contributes nothing, and counts for nothing in a mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offset:
+    """Row id + first.
+
+    Attributes:
+        first: what is added.
+    """
+
+    first: int
+
+    def __str__(self) -> str:
+        return f"+{self.first}"
+
+    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Return the ids (N,) after this step."""
+        return ids + self.first
+
+    def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+        """Return one more than the largest id after this step, given that before; None if unknown.
+
+        Args:
+            limit: one more than the largest id before this step; None for any int64.
+            sizes: one more than the largest value of each buffer.
+        """
+        return None if limit is None else limit + self.first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hash:
+    """Ids below `exact` keep a row of their own; the others share the rest by their hash.
+
+    Attributes:
+        seed: 32-bit, from `recemb.ids.hashing.hash_seed`.
+        num_rows: rows in all.
+        exact: how many rows belong to one id each.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    seed: int
+    num_rows: int
+    exact: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_rows <= MAX_ROWS:
+            raise ValueError(f"Hash: num_rows must be in [1, {MAX_ROWS}], got {self.num_rows}")
+        if not 0 <= self.exact < self.num_rows:
+            raise ValueError(
+                f"Hash: exact must leave a row to hash to, so be in [0, {self.num_rows}), "
+                f"got {self.exact}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"Hash: seed must be in [0, 2^32), got {self.seed}")
+
+    def __str__(self) -> str:
+        own = f", first {self.exact} exact" if self.exact else ""
+        return f"hash({self.seed:#010x}) over {self.num_rows}{own}"
+
+    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Return the rows (N,)."""
+        shared = reference.hash_rows(ids, self.seed, self.num_rows - self.exact)
+        if self.exact == 0:
+            return shared
+        is_exact = (ids >= 0) & (ids < self.exact)
+        return torch.where(is_exact, ids.long(), shared + self.exact)
+
+    def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+        """Return the number of rows."""
+        return self.num_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digit:
+    """A digit of the id in a mixed radix: id // divisor, modulo modulus where there is one.
+
+    The remainder is Digit(modulus=m), the quotient Digit(divisor=m). Rounds down, as torch does, so
+    that a negative id has the same remainder as its successor by m.
+
+    Attributes:
+        divisor: at least 1.
+        modulus: at least 1; None for the quotient itself.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    divisor: int = 1
+    modulus: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.divisor < 1 or (self.modulus is not None and self.modulus < 1):
+            raise ValueError(
+                f"Digit: divisor and modulus must be at least 1, got {self.divisor} and "
+                f"{self.modulus}"
+            )
+
+    def __str__(self) -> str:
+        quotient = "" if self.divisor == 1 else f"// {self.divisor} "
+        return (quotient + ("" if self.modulus is None else f"% {self.modulus}")).strip() or "// 1"
+
+    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Return the digits (N,)."""
+        if self.divisor > 1:
+            ids = torch.div(ids, self.divisor, rounding_mode="floor")
+        return ids if self.modulus is None else torch.remainder(ids, self.modulus)
+
+    def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+        """Return one more than the largest digit."""
+        quotient = None if limit is None else -(-limit // self.divisor)
+        if self.modulus is None:
+            return quotient
+        return self.modulus if quotient is None else min(self.modulus, quotient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remap:
+    """Reads the row from a buffer: buffer[id], or buffer[id, column]; ABSENT for none.
+
+    Attributes:
+        buffer: its name among the tables' buffers, int32 or int64, (num_ids,) or (num_ids, K).
+        column: which column of a buffer of codes; None for a buffer of one dimension.
+    """
+
+    buffer: str
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.buffer}[id{'' if self.column is None else f', {self.column}'}]"
+
+    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Return the rows (N,), ABSENT among them."""
+        buffer = buffers[self.buffer]
+        found = buffer if self.column is None else buffer[:, self.column]
+        return found.index_select(0, ids)
+
+    def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+        """Return one more than the largest value of the buffer."""
+        return sizes.get(self.buffer)
+
+
+Step = Offset | Hash | Digit | Remap
+Program = tuple[Step, ...]
+"""Steps in order; none at all is the identity."""
+
+_STEPS: dict[str, type[Step]] = {"offset": Offset, "hash": Hash, "digit": Digit, "remap": Remap}
+
+
+def run_program(program: Program, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+    """Return the rows (N,) of `ids` (N,): the slow, readable truth.
+
+    Args:
+        program: the steps.
+        ids: int64 or int32.
+        buffers: what Remap reads.
+    """
+    for step in program:
+        ids = step.apply(ids, buffers)
+    return ids
+
+
+def program_limit(program: Program, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+    """Return one more than the largest row that `program` can give; None if it has no bound.
+
+    Args:
+        program: the steps.
+        limit: ids are below this; None for any int64.
+        sizes: one more than the largest value of each buffer, where it is known.
+    """
+    for step in program:
+        limit = step.limit(limit, sizes)
+    return limit
+
+
+def reads_buffer(program: Program) -> bool:
+    """Return whether `program` has a Remap, so that a row may be ABSENT."""
+    return any(isinstance(step, Remap) for step in program)
+
+
+def program_to_json(program: Program) -> list[dict[str, Any]]:
+    """Return plain JSON types."""
+    names = {kind: name for name, kind in _STEPS.items()}
+    return [{"step": names[type(step)], **asdict(step)} for step in program]
+
+
+def program_from_json(steps: Sequence[Mapping[str, Any]]) -> Program:
+    """Return the program that `program_to_json` wrote.
+
+    Raises:
+        ValueError: on an unknown step or field.
+    """
+    program = []
+    for entry in steps:
+        fields = dict(entry)
+        name = fields.pop("step", None)
+        if name not in _STEPS:
+            raise ValueError(f"address program: step must be one of {list(_STEPS)}, got {name!r}")
+        try:
+            program.append(_STEPS[name](**fields))
+        except TypeError as error:
+            raise ValueError(f"address program: step '{name}' has wrong fields: {error}") from None
+    return tuple(program)

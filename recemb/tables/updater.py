@@ -1,0 +1,118 @@
+"""The update of one store: apply gradients, or collect them until all are there.
+
+Shapes: `N` ids, `D` embedding_dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recemb.tables.fbgemm import FbgemmUpdate
+from recemb.tables.formula import Formula
+from recemb.tables.lookup import Lookups
+from recemb.tables.store import GroupStore
+from recemb.tables.update import Touched, group_by_row, update_all, update_touched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Lookups of a store and the gradient of what they read.
+
+    Attributes:
+        lookups: the lookups.
+        grad: (num_outputs, D) float32, contiguous.
+    """
+
+    lookups: Lookups
+    grad: Tensor
+
+
+class Updater:
+    """Updates a store, once for each backward pass, by the sum of all its parts.
+
+    Attributes:
+        store: weights and state.
+        learning_rate: of the next update.
+        is_deferring: whether gradients are collected instead of applied.
+
+    Args:
+        store: weights and state.
+        kernel: FBGEMM's update, or None for torch's.
+    """
+
+    def __init__(self, store: GroupStore, *, kernel: FbgemmUpdate | None) -> None:
+        self.store = store
+        self.learning_rate = 0.0 if store.optimizer is None else store.optimizer.learning_rate
+        self.is_deferring = False
+        self._kernel = kernel
+        self._collected: list[Part] = []
+
+    @property
+    def has_collected(self) -> bool:
+        """Return whether gradients wait for the next update."""
+        return bool(self._collected)
+
+    def add(self, parts: Sequence[Part]) -> None:
+        """Apply, or collect, the parts of one backward pass."""
+        if self.store.optimizer is None or not parts:
+            return
+        if self.is_deferring or self._collected:
+            self._collected.extend(parts)
+            if not self.is_deferring:
+                parts, self._collected = self._collected, []
+                self._apply(parts)
+            return
+        self._apply(parts)
+
+    def _apply(self, parts: Sequence[Part]) -> None:
+        store = self.store
+        assert store.optimizer is not None
+        store.step += 1
+        (first, *others) = parts
+        if self._kernel is not None and not others and not first.lookups.may_be_absent:
+            self._kernel.apply(store, first.lookups, first.grad, self.learning_rate)
+            return
+        touched = merge([p.lookups for p in parts]) if others else first.lookups.touched
+        grad = torch.cat([p.grad for p in parts]) if others else first.grad
+        optimizer = store.optimizer
+        formula = Formula(optimizer=optimizer, learning_rate=self.learning_rate, step=store.step)
+        update = update_all if optimizer.rows == "all" else update_touched
+        update(store.weight, store.state, touched, grad, formula, store.rounding)
+
+
+def merge(parts: Sequence[Lookups]) -> Touched:
+    """Return all lookups grouped by row, for the gradients of all parts one after the other."""
+    rows, sources, scales, first = [], [], [], 0
+    is_scaled = any(part.scales is not None for part in parts)
+    for part in parts:
+        num, own = part.rows.numel(), part.sources
+        if own is None:
+            own = torch.arange(num, dtype=part.rows.dtype, device=part.rows.device)
+        rows.append(part.rows)
+        sources.append(own + first)
+        if is_scaled:
+            scale = part.scales
+            one = torch.ones(num, device=own.device)
+            scales.append(one if scale is None else scale.detach())
+        first += part.num_outputs
+    merged = Lookups(
+        rows=torch.cat(rows),
+        offsets=None,
+        lengths=None,
+        scales=torch.cat(scales) if is_scaled else None,
+        num_slots=1,
+        num_outputs=first,
+        may_be_absent=any(part.may_be_absent for part in parts),
+    )
+    return _group(merged, torch.cat(sources))
+
+
+def _group(lookups: Lookups, sources: Tensor) -> Touched:
+    rows, scales = lookups.rows, lookups.scales
+    if lookups.may_be_absent:
+        keep = rows >= 0
+        rows, sources = rows[keep], sources[keep]
+        scales = None if scales is None else scales[keep]
+    return group_by_row(rows, sources, scales)
