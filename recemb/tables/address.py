@@ -3,7 +3,6 @@
 Shapes: `B` examples, `F` features whose ids are read, `S` lookups, `N` ids of all lookups.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from recemb.kernels.hashing.slots import hash_slots
 from recemb.tables.bags import Bags
 from recemb.tables.layout import Slot, Unit
 from recemb.tables.lookup import Lookups
-from recemb.tables.program import ABSENT, Hash, Offset, reads_buffer, run_program
+from recemb.tables.program import ABSENT, Buffers, Hash, Offset, reads_buffer, run_program
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,9 @@ _Form = _Linear | _Hashed | _General
 def _form(slot: Slot) -> _Form:
     base = slot.first_row
     steps = list(slot.lookup.program)
-    while steps and isinstance(steps[-1], Offset):
-        base += steps.pop().first
+    while steps and isinstance(last := steps[-1], Offset):
+        base += last.first
+        steps.pop()
     match steps:
         case []:
             return _Linear(base)
@@ -80,7 +80,7 @@ class Addresses(nn.Module):
         self,
         unit: Unit,
         *,
-        buffers: Mapping[str, Tensor],
+        buffers: Buffers,
         num_rows: int,
         device: torch.device,
     ) -> None:

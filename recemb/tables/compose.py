@@ -5,7 +5,7 @@ group's width, `W` the sum of all outputs' widths.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from recemb.tables.bags import Bags
 from recemb.tables.engine import Read
 from recemb.tables.layout import Slot, Unit
 from recemb.tables.lookup_plan import LookupPlan, Output, RowProgram
+from recemb.tables.program import Buffers
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Composer:
         units: Sequence[Unit],
         *,
         widths: Sequence[Sequence[int]],
-        buffers: Mapping[str, Tensor],
+        buffers: Buffers,
     ) -> None:
         self._units = tuple(units)
         self._widths = widths
@@ -92,7 +93,7 @@ class Composer:
         self._parts = self._plan_parts([o for o in plan.outputs if o.key in self._places])
         self._sizes = self._split_sizes()
 
-    def pooled(self, read: Read, projections: Mapping[str, Tensor]) -> Tensor:
+    def pooled(self, read: Read, projections: Buffers) -> Tensor:
         """Return all outputs side by side (B, W), in the plan's order."""
         pieces = self._pieces(read)
         parts = [
@@ -103,7 +104,7 @@ class Composer:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def unpooled(self, read: Read, projections: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unpooled(self, read: Read, projections: Buffers) -> dict[str, Tensor]:
         """Return the vectors (N, embedding_dim) of every id of each output."""
         pieces = self._pieces(read)
         return {
@@ -177,7 +178,7 @@ class Composer:
                 pieces[u, g] = list(found)[::-1]
         return pieces
 
-    def _run(self, run: _Run, pieces: list[Tensor], projections: Mapping[str, Tensor]) -> Tensor:
+    def _run(self, run: _Run, pieces: list[Tensor], projections: Buffers) -> Tensor:
         """Return the outputs of a run side by side."""
         piece, first = pieces.pop(), run.outputs[0]
         if first.combine != "concat":
@@ -191,7 +192,7 @@ class Composer:
         part: _Single,
         read: Read,
         pieces: dict[tuple[int, int], list[Tensor]],
-        projections: Mapping[str, Tensor],
+        projections: Buffers,
     ) -> Tensor:
         vectors = self._combined(part, read, pieces)
         unit = part.places[0].unit
@@ -225,7 +226,7 @@ class RowPrograms:
         buffers: what they read.
     """
 
-    def __init__(self, buffers: Mapping[str, Tensor]) -> None:
+    def __init__(self, buffers: Buffers) -> None:
         self._buffers = buffers
 
     def apply(self, program: RowProgram, vectors: Tensor, rows: Tensor) -> Tensor:
@@ -306,7 +307,7 @@ def _pool(vectors: Tensor, bags: Bags, feature: int, output: Output) -> Tensor:
     )
 
 
-def project(output: Output, vectors: Tensor, projections: Mapping[str, Tensor]) -> Tensor:
+def project(output: Output, vectors: Tensor, projections: Buffers) -> Tensor:
     """Return the vectors times the output's projection, if it has one."""
     if output.projection is None:
         return vectors

@@ -3,7 +3,7 @@
 Shapes: `B` examples, `S` lookups of a unit, `N` ids, `D` a group's width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from recemb.tables.bounds import BoundsCheck
 from recemb.tables.layout import Layout, Unit
 from recemb.tables.lookup import FusedLookup, Lookups
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.program import Buffers
 from recemb.tables.store import GroupStore
 from recemb.tables.unit import UnitLookup
 from recemb.tables.updater import Part, Updater
@@ -141,7 +142,7 @@ class Engine(nn.Module):
         optimizer: TableOptimizer | None,
         backend: Backend,
         bounds: BoundsCheck,
-        buffers: Mapping[str, Tensor],
+        buffers: Buffers,
         device: torch.device,
     ) -> None:
         super().__init__()

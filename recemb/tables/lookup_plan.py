@@ -8,7 +8,7 @@ the rows, before pooling. A plan is plain data: it validates itself, serialises 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from recemb.tables.program import Program, program_from_json, program_limit, program_to_json
 from recemb.tables.spec import Pooling
@@ -331,7 +331,10 @@ class LookupPlan:
             )
 
 
-def _named(entries: Sequence[Any], name: str, what: str) -> Any:
+_Entry = TypeVar("_Entry", PhysicalTable, Projection)
+
+
+def _named(entries: Sequence[_Entry], name: str, what: str) -> _Entry:
     for entry in entries:
         if entry.name == name:
             return entry

@@ -18,6 +18,7 @@ from recemb.tables.gather import gather_rows
 from recemb.tables.initial import Initial
 from recemb.tables.layout import lay_out
 from recemb.tables.lookup_plan import LookupPlan
+from recemb.tables.named_buffers import NamedBuffers
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.program import run_program
 from recemb.tables.spec import TableSpec
@@ -79,14 +80,14 @@ class PlannedTables(Tables):
         self._check_outputs()
         self._bounds = BoundsCheck(bounds)
         self._device = torch.device("cpu" if device is None else device)
-        self._buffers_by_name = self._register(buffers or {})
+        self.plan_buffers = self._checked(buffers or {})
         layout = lay_out(plan)
         self.engine = Engine(
             layout,
             optimizer=optimizer,
             backend=backend,
             bounds=self._bounds,
-            buffers=self._buffers_by_name,
+            buffers=self.plan_buffers,
             device=self._device,
         )
         self.projections = nn.ParameterDict(
@@ -101,7 +102,7 @@ class PlannedTables(Tables):
                 plan,
                 units,
                 widths=[[widths[g] for g in unit.groups] for unit in units],
-                buffers=self._buffers_by_name,
+                buffers=self.plan_buffers,
             )
             for units in (layout.pooled, layout.sequences)
         ]
@@ -170,10 +171,10 @@ class PlannedTables(Tables):
                 raise ValueError(
                     f"table '{output.owner}': id {int(outside[0])} is not in [0, {output.num_ids})"
                 )
-        programs = RowPrograms(self._buffers_by_name)
+        programs = RowPrograms(self.plan_buffers)
         vectors = []
         for lookup in output.all_lookups:
-            rows = run_program(lookup.program, ids.long(), self._buffers_by_name)
+            rows = run_program(lookup.program, ids.long(), self.plan_buffers)
             table = self.engine.store_of(lookup.table).table(lookup.table)
             vector = gather_rows(table, rows.clamp(min=0))
             vector = vector.masked_fill((rows < 0).unsqueeze(1), 0)
@@ -185,7 +186,7 @@ class PlannedTables(Tables):
         stores = self.engine.stores
         serve = {"weights": sum(store.weight.nbytes for store in stores)}
         for part, tensors in (
-            ("buffers", self._buffers_by_name.values()),
+            ("buffers", (t for _, t in self.plan_buffers.items())),
             ("projections", self.projections.values()),
         ):
             if num_bytes := sum(t.nbytes for t in tensors):
@@ -204,7 +205,7 @@ class PlannedTables(Tables):
             self.specs,
             self.plan,
             bounds=self._bounds.policy,
-            buffers=self._buffers_by_name,
+            buffers=dict(self.plan_buffers.items()),
             device="meta",
         )
         mine, its = self.engine, frozen.engine
@@ -213,6 +214,7 @@ class PlannedTables(Tables):
         its.units.to_empty(device=mine.stores[0].weight.device)
         for buffer, copy in zip(mine.units.buffers(), its.units.buffers(), strict=True):
             copy.copy_(buffer)
+        frozen.plan_buffers.share(self.plan_buffers)
         for name, matrix in self.projections.items():
             frozen.projections[name] = nn.Parameter(matrix.detach(), requires_grad=False)
         return frozen.eval()
@@ -267,8 +269,8 @@ class PlannedTables(Tables):
                 f"of {wrong or 'their keys'}; make one output of the plan for each key of the specs"
             )
 
-    def _register(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keep the buffers; return them by name.
+    def _checked(self, buffers: Mapping[str, Tensor]) -> NamedBuffers:
+        """Return the buffers, if they are what the plan needs.
 
         Raises:
             ValueError: if one that the plan names is missing, or holds a value that is too large.
@@ -285,11 +287,7 @@ class PlannedTables(Tables):
                         f"PlannedTables: buffer '{name}' holds {largest}, but the plan says that "
                         f"its values are below {limit}"
                     )
-        moved = {name: tensor.to(self._device) for name, tensor in buffers.items()}
-        self.named_buffers_of_plan = nn.Module()
-        for name, tensor in moved.items():
-            self.named_buffers_of_plan.register_buffer(name, tensor, persistent=False)
-        return moved
+        return NamedBuffers(buffers, self._device)
 
     def _initialise(
         self, seed: int, initial: Mapping[str, Initial], projections: Mapping[str, Tensor]
@@ -325,7 +323,7 @@ class PlannedTables(Tables):
                 destination[prefix + name] = tensor if keep_vars else tensor.detach()
             for name in store.step_names():
                 destination[prefix + name] = torch.tensor(store.step)
-        for name, tensor in self._buffers_by_name.items():
+        for name, tensor in self.plan_buffers.items():
             destination[f"{prefix}buffers.{name}"] = tensor
 
     def _load_from_state_dict(
@@ -341,7 +339,7 @@ class PlannedTables(Tables):
         expected = {f"{prefix}projections.{name}" for name in self.projections}
         for store in self.engine.stores:
             expected |= store.load(state_dict, prefix, missing_keys, error_msgs)
-        for name, target in self._buffers_by_name.items():
+        for name, target in self.plan_buffers.items():
             key = f"{prefix}buffers.{name}"
             expected.add(key)
             if key not in state_dict:

@@ -5,12 +5,21 @@ Shapes: `N` ids.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from recemb.kernels.hashing import MAX_ROWS, reference
+
+
+class Buffers(Protocol):
+    """Named tensors that programs read."""
+
+    def __getitem__(self, name: str, /) -> Tensor:
+        """Return the tensor `name`."""
+        ...
+
 
 ABSENT = -1
 """The row of an id that has none: it contributes nothing, and counts for nothing in a mean."""
@@ -29,7 +38,7 @@ class Offset:
     def __str__(self) -> str:
         return f"+{self.first}"
 
-    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
         """Return the ids (N,) after this step."""
         return ids + self.first
 
@@ -75,7 +84,7 @@ class Hash:
         own = f", first {self.exact} exact" if self.exact else ""
         return f"hash({self.seed:#010x}) over {self.num_rows}{own}"
 
-    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
         """Return the rows (N,)."""
         shared = reference.hash_rows(ids, self.seed, self.num_rows - self.exact)
         if self.exact == 0:
@@ -117,7 +126,7 @@ class Digit:
         quotient = "" if self.divisor == 1 else f"// {self.divisor} "
         return (quotient + ("" if self.modulus is None else f"% {self.modulus}")).strip() or "// 1"
 
-    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
         """Return the digits (N,)."""
         if self.divisor > 1:
             ids = torch.div(ids, self.divisor, rounding_mode="floor")
@@ -146,7 +155,7 @@ class Remap:
     def __str__(self) -> str:
         return f"{self.buffer}[id{'' if self.column is None else f', {self.column}'}]"
 
-    def apply(self, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
         """Return the rows (N,), ABSENT among them."""
         buffer = buffers[self.buffer]
         found = buffer if self.column is None else buffer[:, self.column]
@@ -164,7 +173,7 @@ Program = tuple[Step, ...]
 _STEPS: dict[str, type[Step]] = {"offset": Offset, "hash": Hash, "digit": Digit, "remap": Remap}
 
 
-def run_program(program: Program, ids: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+def run_program(program: Program, ids: Tensor, buffers: Buffers) -> Tensor:
     """Return the rows (N,) of `ids` (N,): the slow, readable truth.
 
     Args:

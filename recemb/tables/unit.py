@@ -3,8 +3,6 @@
 Shapes: `N` ids.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -14,6 +12,7 @@ from recemb.tables.bags import Bags, select_bags
 from recemb.tables.bounds import BoundsCheck, id_limits
 from recemb.tables.layout import Unit
 from recemb.tables.lookup import Lookups
+from recemb.tables.program import Buffers
 
 
 class UnitLookup(nn.Module):
@@ -37,7 +36,7 @@ class UnitLookup(nn.Module):
         self,
         unit: Unit,
         *,
-        buffers: Mapping[str, Tensor],
+        buffers: Buffers,
         bounds: BoundsCheck,
         num_rows: int,
         device: torch.device,
