@@ -29,7 +29,6 @@ touched rows only.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from recemb.kernels.bag_update import ops
