@@ -35,10 +35,13 @@ def round_stochastically(x, element, seed, HALF: tl.constexpr):
         small = (below + tl.where(uniform >= 1.0 - (y - below), 1.0, 0.0)) * _UNIT
         rounded = cut.to(tl.float32, bitcast=True)
         rounded = tl.where(tl.abs(x) < _SMALLEST_NORMAL_HALF, small, rounded)
-        return tl.where(is_finite, rounded, x).to(tl.float16)
-    else:  # noqa: RET505 - Triton compiles what follows a return, so it must be a branch
-        cut = ((pattern + (bits & 0xFFFF)) >> 16) << 16
-        return tl.where(is_finite, cut.to(tl.float32, bitcast=True), x).to(tl.bfloat16)
+        rounded = tl.where(is_finite, rounded, x).to(tl.float16)
+    else:
+        # Upper halves of patterns: no conversion, which the interpreter has wrong for tiny numbers.
+        quiet = tl.where((pattern & 0x7FFFFF) != 0, pattern | 0x400000, pattern)
+        cut = tl.where(is_finite, pattern + (bits & 0xFFFF), quiet) >> 16
+        rounded = cut.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return rounded
 
 
 @triton.jit
