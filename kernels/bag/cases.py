@@ -3,11 +3,8 @@
 from typing import Any
 
 from recemb.kernels.aot import AotCase
-from recemb.kernels.bag.kernel import (
-    _bag_forward_kernel,
-    _bag_rows_kernel,
-    choose_blocks,
-)
+from recemb.kernels.bag.kernel import _bag_forward_kernel, _bag_rows_kernel
+from recemb.kernels.bag.launch import choose_blocks
 
 _INPUTS = {"values": "*i64", "offsets": "*i64", "weights": "*fp32", "slots": "*i64"}
 _SIZES = {"batch_size": "i32", "num_slots": "i32"}
@@ -67,7 +64,8 @@ def _forward(
         num_warps=blocks.num_warps,
         maxnreg=blocks.maxnreg,
         max_registers=max_registers,
-        needs_wide_loads=width % 16 == 0,
+        # Long bags: a program reads 512 bytes of rows at a time, 8 bytes per thread on AMD.
+        needs_wide_loads=width % 16 == 0 and blocks.num_warps > 1,
     )
 
 

@@ -164,9 +164,9 @@ def _forward_on_cuda(
     out_dtype: torch.dtype,
     accumulate_float64: bool,
 ) -> Tensor:
-    from recemb.kernels.bag import kernel
+    from recemb.kernels.bag import launch
 
-    return kernel.bag_forward(
+    return launch.bag_forward(
         weight,
         values,
         offsets,
@@ -229,9 +229,9 @@ def _rows_on_cuda(
     num_lookups: int,
     scale_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from recemb.kernels.bag import kernel
+    from recemb.kernels.bag import launch
 
-    rows, sources, scales = kernel.bag_rows(
+    rows, sources, scales = launch.bag_rows(
         values,
         offsets,
         weights,

@@ -11,10 +11,10 @@ from torch import Tensor
 from recemb.kernels.bag.kernel import (
     find_bags,
     find_rows_of_slot,
-    launch_options,
     read_slot,
     scale_bags,
 )
+from recemb.kernels.bag.launch import launch_options
 from recemb.kernels.bag.slots import POLICIES
 
 
