@@ -153,9 +153,7 @@ def test_ignored_rows_do_not_leak_nan() -> None:
     slots = bag.pack_slots([0], [0], [4], [0], [False], [True])
     for offsets in (None, torch.tensor([0, 0, 2])):
         values = torch.tensor([-1, 4])
-        found = bag.bag_forward(
-            weight, values, offsets, None, slots, batch_size=2, policy="ignore"
-        )
+        found = bag.bag_forward(weight, values, offsets, None, slots, batch_size=2, policy="ignore")
         assert torch.equal(found, torch.zeros(2, 3))
 
 
