@@ -66,7 +66,7 @@ class Addresses(nn.Module):
     Args:
         unit: the lookups.
         buffers: what programs read.
-        num_rows: of the largest buffer that is addressed.
+        dtype: of rows.
         device: where ids come from.
     """
 
@@ -81,7 +81,7 @@ class Addresses(nn.Module):
         unit: Unit,
         *,
         buffers: Buffers,
-        num_rows: int,
+        dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
@@ -89,13 +89,15 @@ class Addresses(nn.Module):
         self._slots = unit.slots[0]
         self._forms = [_form(slot) for slot in self._slots]
         self._plan_buffers = buffers
-        self.dtype = torch.int32 if num_rows < 2**31 - 1 else torch.int64
+        self.dtype = dtype
         self.is_plain = all(isinstance(form, _Linear) for form in self._forms)
         self._is_hashed = all(isinstance(form, _Hashed) for form in self._forms)
         self._has_absent = any(reads_buffer(slot.lookup.program) for slot in self._slots)
         # Whether lookup s reads the ids of feature s, so that they need not be repeated.
         self._sources = unit.sources
         self._is_direct = self._sources == tuple(range(len(unit.outputs)))
+        firsts = [slot.first_row for slot in self._slots]
+        self._are_disjoint = len(set(firsts)) == len(firsts)
         means = [slot.output.pooling == "mean" and unit.is_pooled for slot in self._slots]
         hashed = [f if isinstance(f, _Hashed) else _Hashed(0, 0, 1) for f in self._forms]
         parts = {
@@ -210,4 +212,5 @@ class Addresses(nn.Module):
             num_outputs=num_outputs,
             sizes=sizes,
             may_be_absent=self._has_absent and offsets is None,
+            are_disjoint=self._are_disjoint,
         )

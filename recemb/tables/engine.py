@@ -22,6 +22,7 @@ from recemb.tables.unit import UnitLookup
 from recemb.tables.updater import Part, Updater
 
 T = TypeVar("T")
+_INT32_ROWS = 2**31 - 1
 
 
 class Read:
@@ -172,11 +173,13 @@ class Engine(nn.Module):
         raise AssertionError(f"no table '{table}'")
 
     def _unit(self, unit: Unit) -> UnitLookup:
-        num_rows = max(self._layout.groups[g].num_rows for g in unit.groups)
+        fits = max(self._layout.groups[g].num_rows for g in unit.groups) < _INT32_ROWS
+        # FBGEMM reads 64-bit rows; the others are sorted faster in 32 bits.
+        is_wide = not fits or all(self.updaters[g].has_kernel for g in unit.groups)
         return UnitLookup(
             unit,
             buffers=self._buffers_by_name,
             bounds=self._bounds,
-            num_rows=num_rows,
+            dtype=torch.int64 if is_wide else torch.int32,
             device=self._device,
         )

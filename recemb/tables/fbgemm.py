@@ -54,11 +54,13 @@ def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device
 
 
 class FbgemmUpdate:
-    """Calls the kernel of the store's optimizer, with the whole buffer as one table.
+    """Calls the kernel of the store's optimizer.
 
     FBGEMM updates a table of one feature by parallel code, and one that several features share by a
-    serial, scalar loop. To it, all lookups are bags of a single feature: of output row n's gradient
-    there are G rows, one for each bag.
+    serial, scalar loop. So it is told that the whole buffer is one table, and that all lookups are
+    bags of a single feature. Only bags that share no row with another lookup's are handed over
+    lookup by lookup: then the gradient need not be transposed, and the ids of one lookup are sorted
+    at a time. To FBGEMM each of these has a table that begins where the buffer does.
 
     Args:
         store: weights and state; `why_not` is None for them.
@@ -68,11 +70,7 @@ class FbgemmUpdate:
         assert store.optimizer is not None
         self._optimizer = store.optimizer
         self._width = store.group.width
-        self._zero = torch.zeros(1, dtype=torch.int64)
-        self._columns = torch.tensor([0, self._width], dtype=torch.int32)
-        self._row_bounds = torch.tensor([0, store.group.num_rows])
-        self._bits = store.group.num_rows.bit_length()
-        self._placements = torch.zeros(1, dtype=torch.int32)
+        self._num_rows = store.group.num_rows
         self._kernel: Any = getattr(torch.ops.fbgemm, _KERNELS[store.optimizer.kind])
 
     def apply(
@@ -94,25 +92,30 @@ class FbgemmUpdate:
                 f"FBGEMM updates tables on the CPU, but these were moved to {store.weight.device}; "
                 "build them there with device=..., or choose backend='torch'"
             )
-        offsets = lookups.offsets
+        offsets, num = lookups.offsets, 1
         if offsets is None:
             offsets = torch.arange(lookups.rows.numel() + 1)
+        elif lookups.are_disjoint:
+            num = lookups.num_slots
+            grad = grad.view(-1, num * self._width)
         else:
             by_example = grad.view(-1, lookups.num_slots, self._width)
             grad = by_example.transpose(0, 1).reshape(-1, self._width)
+        zeros, placements = torch.zeros(num, dtype=torch.int64), torch.zeros(num, dtype=torch.int32)
+        bounds = torch.arange(num + 1)
         state: list[Any] = []
         if self._optimizer.kind != "sgd":
-            state = [store.state["sum"].view(-1), self._placements, self._zero]
+            state = [store.state["sum"].view(-1), placements, zeros]
         settings = [] if self._optimizer.kind == "sgd" else [self._optimizer.eps]
         self._kernel(
             grad,
             store.weight.view(-1),
-            self._placements,
-            self._zero,
-            self._columns,
+            placements,
+            zeros,
+            (bounds * self._width).int(),
             self._width,
-            self._row_bounds,
-            self._bits,
+            bounds * self._num_rows,
+            (num * self._num_rows).bit_length(),
             lookups.rows.long(),
             offsets.long(),
             _SUM_POOLING,

@@ -21,7 +21,7 @@ class Lookups:
     """The addressed ids of one batch.
 
     Attributes:
-        rows: (N,) rows of the buffer, int32 where they fit; -1, in lookups without bags alone, for
+        rows: (N,) rows of the buffer, int32 or int64; -1, in lookups without bags alone, for
             an id that has none. Example by example if `offsets` is None and the lookups are
             pooled, lookup by lookup otherwise.
         offsets: (S*B+1,) where each bag begins, lookup by lookup; None if lookup n is output row
@@ -32,6 +32,7 @@ class Lookups:
         num_outputs: rows of the output, B*S when pooled.
         sizes: number of ids of each of the S lookups; None if they are pooled.
         may_be_absent: whether a row may be -1.
+        are_disjoint: whether no two of the S lookups can read the same row.
     """
 
     rows: Tensor
@@ -42,6 +43,7 @@ class Lookups:
     num_outputs: int
     sizes: tuple[int, ...] | None = None
     may_be_absent: bool = False
+    are_disjoint: bool = False
 
     @cached_property
     def touched(self) -> Touched:

@@ -26,7 +26,7 @@ class UnitLookup(nn.Module):
         unit: the lookups.
         buffers: what programs read.
         bounds: what happens to ids out of range.
-        num_rows: of the unit's largest group.
+        dtype: of rows.
         device: where ids come from.
     """
 
@@ -38,12 +38,12 @@ class UnitLookup(nn.Module):
         *,
         buffers: Buffers,
         bounds: BoundsCheck,
-        num_rows: int,
+        dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.unit = unit
-        self.addresses = Addresses(unit, buffers=buffers, num_rows=num_rows, device=device)
+        self.addresses = Addresses(unit, buffers=buffers, dtype=dtype, device=device)
         self._bounds = bounds
         self._outputs = unit.outputs
         self._features = tuple(output.feature for output in self._outputs)

@@ -54,6 +54,11 @@ class Updater:
         """Return whether gradients wait for the next update."""
         return bool(self._collected)
 
+    @property
+    def has_kernel(self) -> bool:
+        """Return whether FBGEMM updates the rows."""
+        return self._kernel is not None
+
     def add(self, parts: Sequence[Part]) -> None:
         """Apply, or collect, the parts of one backward pass."""
         if self.store.optimizer is None or not parts:

@@ -1,0 +1,364 @@
+"""The task of a case, and who takes part in it.
+
+26 features; B examples; L ids in every bag; tables of 100,000 to 1,000,000 rows, log-spaced, or
+one table of 1,000,000 rows that all features share. Ids are uniform or follow Zipf's law (exponent
+1.05). The optimizer is row-wise Adagrad, sums are pooled, vectors and gradients are float32.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb.ids.hashing import hash_rows_torch, hash_seed
+from recemb.tables.backend import Backend
+from recemb.tables.initial import Initial
+from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.planned import PlannedTables
+from recemb.tables.program import Hash
+from recemb.tables.spec import TableSpec
+
+NUM_FEATURES, NUM_BATCHES = 26, 3
+ZIPF_EXPONENT = 1.05
+LEARNING_RATE, EPS = 0.02, 1e-8
+_SHARED_ROWS = 1_000_000
+_LEAST_ROWS, _MOST_ROWS = 100_000, 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of the grid.
+
+    Attributes:
+        batch_size: B.
+        length: L, ids in every bag.
+        width: of the vectors.
+        dtype: of the tables.
+        is_zipf: whether ids follow Zipf's law.
+        is_shared: whether all features read one table.
+        is_hashed: whether ids are any int64, hashed to rows.
+    """
+
+    batch_size: int
+    length: int
+    width: int
+    dtype: str = "float32"
+    is_zipf: bool = False
+    is_shared: bool = False
+    is_hashed: bool = False
+
+    def __str__(self) -> str:
+        words = [
+            f"B{self.batch_size} L{self.length} D{self.width} {self.dtype}",
+            "zipf" if self.is_zipf else "uniform",
+            "one table" if self.is_shared else "26 tables",
+            *(["hashed"] if self.is_hashed else []),
+        ]
+        return " ".join(words)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @property
+    def num_rows(self) -> list[int]:
+        """Return the rows of each feature's table."""
+        if self.is_shared:
+            return [_SHARED_ROWS] * NUM_FEATURES
+        step = (_MOST_ROWS / _LEAST_ROWS) ** (1 / (NUM_FEATURES - 1))
+        return [round(_LEAST_ROWS * step**f) for f in range(NUM_FEATURES)]
+
+    @cached_property
+    def batches(self) -> list[KeyedJaggedTensor]:
+        """Return the ids, feature by feature."""
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.full((NUM_FEATURES * self.batch_size,), self.length, dtype=torch.int32)
+        made = []
+        for _ in range(NUM_BATCHES):
+            ids = torch.cat([self._ids(rows, generator) for rows in self.num_rows])
+            made.append(KeyedJaggedTensor(keys=feature_names(), values=ids, lengths=lengths))
+        return made
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """Return the gradient of the vectors (B, 26 * width)."""
+        generator = torch.Generator().manual_seed(1)
+        shape = (self.batch_size, NUM_FEATURES * self.width)
+        return torch.randn(shape, generator=generator) * 1e-3
+
+    def truth(self) -> "Contender":
+        """Return recemb's torch backend, whose every formula is tested against float64."""
+        return Recemb(self, "torch")
+
+    def moved_bytes(self, with_update: bool) -> tuple[int, int]:
+        """Return bytes that one pass must move: counting every id's row, and distinct rows once."""
+        item = torch.empty((), dtype=getattr(torch, self.dtype)).element_size()
+        row = self.width * item
+        ids = self.batches[0].values().numel()
+        firsts = [f * (1 << 44) for f in range(NUM_FEATURES)]
+        parts = torch.split(self.batches[0].values(), ids // NUM_FEATURES)
+        places = parts if self.is_shared else [p + f for p, f in zip(parts, firsts, strict=True)]
+        unique = int(torch.unique(torch.cat(list(places))).numel())
+        output = self.grad.nbytes
+        logical, distinct = ids * (row + 8) + output, unique * row + ids * 8 + output
+        if with_update:
+            logical += ids * 2 * row + output + ids * 8
+            distinct += unique * (2 * row + 8) + output
+        return logical, distinct
+
+    def _ids(self, rows: int, generator: torch.Generator) -> Tensor:
+        num = self.batch_size * self.length
+        u = torch.rand(num, generator=generator, dtype=torch.float64)
+        if self.is_zipf:
+            power = 1 - ZIPF_EXPONENT
+            ids = (u * ((rows + 1) ** power - 1) + 1) ** (1 / power) - 1
+            ids = ids.long().clamp(0, rows - 1)
+        else:
+            ids = (u * rows).long()
+        # Spread, so that frequent ids are not neighbours in memory; and any int64 if hashed.
+        ids = ids * 2654435761 % (2**62 if self.is_hashed else rows)
+        return ids
+
+
+def feature_names() -> list[str]:
+    return [f"f{f}" for f in range(NUM_FEATURES)]
+
+
+def recemb_tables(case: Case, backend: Backend) -> PlannedTables:
+    """Return recemb's tables for a case."""
+    names = ["shared"] if case.is_shared else [f"t{f}" for f in range(NUM_FEATURES)]
+    tables = tuple(
+        PhysicalTable(name=n, num_rows=r, width=case.width, dtype=case.dtype)  # type: ignore[arg-type]
+        for n, r in zip(names, case.num_rows, strict=False)
+    )
+    outputs = []
+    for f, (feature, rows) in enumerate(zip(feature_names(), case.num_rows, strict=True)):
+        seed = hash_seed(0, feature)
+        outputs.append(
+            Output(
+                key=feature,
+                feature=feature,
+                owner=feature,
+                num_ids=None if case.is_hashed else rows,
+                embedding_dim=case.width,
+                pooling="sum",
+                lookups=(
+                    VirtualLookup(
+                        table=names[0] if case.is_shared else names[f],
+                        program=(Hash(seed=seed, num_rows=rows),) if case.is_hashed else (),
+                    ),
+                ),
+            )
+        )
+    specs = [
+        TableSpec(name=o.key, num_embeddings=r, embedding_dim=case.width, feature_names=(o.key,))
+        for o, r in zip(outputs, case.num_rows, strict=True)
+    ]
+    return PlannedTables(
+        specs,
+        LookupPlan(tables=tables, outputs=tuple(outputs)),
+        optimizer=TableOptimizer(kind="rowwise_adagrad", learning_rate=LEARNING_RATE, eps=EPS),
+        backend=backend,
+        initial={n: Initial(distribution="uniform", spread=0.01) for n in names},
+    )
+
+
+class Contender:
+    """Who takes part.
+
+    Attributes:
+        name: in the table.
+        trains: whether it has the exact update.
+        note: for the table.
+    """
+
+    name = ""
+    trains = True
+    note = ""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def forward(self, k: int) -> Tensor:
+        """Return the vectors (B, 26 * width) of batch k."""
+        raise NotImplementedError
+
+    def step(self, k: int) -> None:
+        """Look up batch k and update the tables."""
+        self.forward(k).backward(self.case.grad)
+
+    def timed_forward(self, k: int) -> None:
+        """Look up batch k, not for training."""
+        with torch.no_grad():
+            self.forward(k)
+
+
+class Recemb(Contender):
+    """recemb's tables."""
+
+    def __init__(self, case: Case, backend: Backend) -> None:
+        super().__init__(case)
+        self.name = "recemb" if backend == "auto" else f"recemb {backend}"
+        self.tables = recemb_tables(case, backend)
+
+    def forward(self, k: int) -> Tensor:
+        return self.tables(self.case.batches[k]).values()
+
+
+class Fbgemm(Contender):
+    """FBGEMM's own module, as its users build it; hashed ids are hashed before it, in torch."""
+
+    name = "FBGEMM TBE"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        from fbgemm_gpu.split_embedding_configs import SparseType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            OptimType,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+
+        if case.dtype != "float32":
+            self.trains = False
+            self.note = "its CPU update of float16 rounds to nearest"
+        rows = case.num_rows[:1] if case.is_shared else case.num_rows
+        self.tables = SplitTableBatchedEmbeddingBagsCodegen(
+            [(r, case.width, EmbeddingLocation.HOST, ComputeDevice.CPU) for r in rows],
+            feature_table_map=[0] * NUM_FEATURES if case.is_shared else None,
+            optimizer=OptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=LEARNING_RATE,
+            eps=EPS,
+            weights_precision=SparseType.from_dtype(getattr(torch, case.dtype)),
+            output_dtype=SparseType.FP32,
+        )
+        source = recemb_tables(case, "torch")
+        for target, table in zip(
+            self.tables.split_embedding_weights(), source.plan.tables, strict=True
+        ):
+            target.copy_(source.table(table.name))
+
+    def forward(self, k: int) -> Tensor:
+        batch = self.case.batches[k]
+        ids = hashed_ids(self.case, batch.values()) if self.case.is_hashed else batch.values()
+        vectors: Tensor = self.tables(ids, batch.offsets().long())
+        return vectors
+
+
+def hashed_ids(case: Case, values: Tensor) -> Tensor:
+    """Return the rows of the ids, hashed feature by feature in eager torch."""
+    parts = torch.split(values, values.numel() // NUM_FEATURES)
+    return torch.cat(
+        [
+            hash_rows_torch(ids, hash_seed(0, name), rows)
+            for ids, name, rows in zip(parts, feature_names(), case.num_rows, strict=True)
+        ]
+    )
+
+
+class OneEmbeddingBag(Contender):
+    """torch's embedding_bag over one concatenated table: forward only."""
+
+    name = "F.embedding_bag, one table"
+    trains = False
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        source = recemb_tables(case, "torch")
+        self.weight = torch.cat([source.table(t.name) for t in source.plan.tables])
+        rows = [t.num_rows for t in source.plan.tables]
+        firsts = [0] * NUM_FEATURES if case.is_shared else [sum(rows[:f]) for f in range(len(rows))]
+        self.firsts = torch.tensor(firsts).unsqueeze(1)
+
+    def rows(self, k: int) -> Tensor:
+        values = self.case.batches[k].values()
+        if self.case.is_hashed:
+            values = hashed_ids(self.case, values)
+        return (values.view(NUM_FEATURES, -1) + self.firsts).view(-1)
+
+    def forward(self, k: int) -> Tensor:
+        offsets = torch.arange(NUM_FEATURES * self.case.batch_size + 1) * self.case.length
+        bags = F.embedding_bag(
+            self.rows(k), self.weight, offsets, mode="sum", include_last_offset=True
+        )
+        by_feature = bags.view(NUM_FEATURES, self.case.batch_size, -1)
+        return by_feature.transpose(0, 1).flatten(1).float()
+
+
+class Inductor(OneEmbeddingBag):
+    """The same gather and sum, compiled by torch.compile: forward only."""
+
+    name = "torch.compile"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.compiled = torch.compile(self.gather, dynamic=False)
+
+    def gather(self, ids: Tensor, weight: Tensor, firsts: Tensor) -> Tensor:
+        rows = ids.view(NUM_FEATURES, self.case.batch_size, -1) + firsts.unsqueeze(2)
+        return weight[rows].float().sum(dim=2).transpose(0, 1).flatten(1)
+
+    def forward(self, k: int) -> Tensor:
+        values = self.case.batches[k].values()
+        if self.case.is_hashed:
+            values = hashed_ids(self.case, values)
+        vectors: Tensor = self.compiled(values, self.weight, self.firsts)
+        return vectors
+
+
+class SparseBags(Contender):
+    """nn.EmbeddingBag(sparse=True) for each feature, with torch's sparse Adagrad: per value."""
+
+    name = "nn.EmbeddingBag(sparse)"
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        source = recemb_tables(case, "torch")
+        self.bags = [
+            nn.EmbeddingBag.from_pretrained(
+                source.table(t.name), freeze=False, mode="sum", sparse=True
+            )
+            for t in source.plan.tables
+        ]
+        self.trains = False
+        self.note = "forward only: torch has no row-wise Adagrad"
+
+    def forward(self, k: int) -> Tensor:
+        values = self.case.batches[k].values()
+        ids = hashed_ids(self.case, values) if self.case.is_hashed else values
+        bags = self.bags * NUM_FEATURES if self.case.is_shared else self.bags
+        parts = torch.split(ids, ids.numel() // NUM_FEATURES)
+        found = [
+            bag(part.view(self.case.batch_size, -1)) for bag, part in zip(bags, parts, strict=False)
+        ]
+        return torch.cat(found, dim=1).float()
+
+
+def _recemb_torch(case: Case) -> Contender:
+    return Recemb(case, "torch")
+
+
+def _recemb(case: Case) -> Contender:
+    return Recemb(case, "auto")
+
+
+def _fbgemm(case: Case) -> Contender:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Fbgemm(case)
+
+
+CONTENDERS: tuple[Callable[[Case], Contender | None], ...] = (
+    _recemb,
+    _recemb_torch,
+    _fbgemm,
+    SparseBags,
+    OneEmbeddingBag,
+    Inductor,
+)
