@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recemb.kernels.bag import pack_slots
 from recemb.kernels.hashing.slots import hash_slots
 from recemb.tables.bags import Bags
 from recemb.tables.layout import Slot, Unit
@@ -110,6 +111,27 @@ class Addresses(nn.Module):
         for name, tensor in parts.items():
             moved = None if tensor is None else tensor.to(device)
             self.register_buffer(name, moved, persistent=False)
+
+    def slots(self) -> Tensor | None:
+        """Return the lookups as `recemb.kernels.bag` takes them, or None if a program is beyond it.
+
+        Those it knows add a constant or hash.
+        """
+        forms = [form for form in self._forms if not isinstance(form, _General)]
+        if len(forms) < len(self._forms):
+            return None
+        hashed = [isinstance(form, _Hashed) for form in forms]
+        return pack_slots(
+            self._sources,
+            [form.base for form in forms],
+            [
+                f.num_rows if isinstance(f, _Hashed) else slot.num_rows
+                for f, slot in zip(forms, self._slots, strict=True)
+            ],
+            [form.seed if isinstance(form, _Hashed) else 0 for form in forms],
+            hashed,
+            [slot.output.pooling == "mean" for slot in self._slots],
+        )
 
     def forward(self, bags: Bags, ids: Tensor) -> Lookups:
         """Return the lookups of `ids`, which are those of `bags` after the bounds check.

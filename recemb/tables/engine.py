@@ -14,11 +14,11 @@ from recemb.tables.backend import Backend, update_kernel
 from recemb.tables.bags import Bags, is_one_hot
 from recemb.tables.bounds import BoundsCheck
 from recemb.tables.layout import Layout, Unit
-from recemb.tables.lookup import FusedLookup, Lookups
+from recemb.tables.lookup import FusedLookup
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.program import Buffers
 from recemb.tables.store import GroupStore
-from recemb.tables.unit import UnitLookup
+from recemb.tables.unit import AnyLookups, UnitLookup
 from recemb.tables.updater import Part, Updater
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Read:
     def __init__(
         self,
         bags: Sequence[Bags],
-        lookups: Sequence[Lookups],
+        lookups: Sequence[AnyLookups],
         blocks: Sequence[Sequence[Tensor]],
     ) -> None:
         self.bags = bags
@@ -67,7 +67,7 @@ class Pass:
         lookups = [its for _, its in prepared]
         if self._is_fused and torch.is_grad_enabled():
             anchor = torch.zeros((), requires_grad=True)
-            scales = [its.scales for its in lookups]
+            scales = [its.differentiable for its in lookups]
             flat: tuple[Tensor, ...] = FusedLookup.apply(  # type: ignore[no-untyped-call]
                 anchor, self, lookups, *scales
             )
@@ -75,7 +75,7 @@ class Pass:
             flat = self.read(lookups)
         return Read([bags for bags, _ in prepared], lookups, self._by_unit(flat))
 
-    def read(self, lookups: Sequence[Lookups]) -> tuple[Tensor, ...]:
+    def read(self, lookups: Sequence[AnyLookups]) -> tuple[Tensor, ...]:
         """Return the vectors (num_outputs, D), unit by unit, group by group."""
         return tuple(
             its.gather(self._updaters[g].store.weight)
@@ -84,13 +84,13 @@ class Pass:
         )
 
     def scale_gradients(
-        self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]
+        self, lookups: Sequence[AnyLookups], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """Return the gradient (N,) of the scales of each unit, summed over its groups."""
         found: list[Tensor | None] = []
         for unit, its, blocks in zip(self.units, lookups, self._by_unit(grads), strict=True):
             total: Tensor | None = None
-            if its.scales is not None:
+            if its.differentiable is not None:
                 for g, grad in zip(unit.unit.groups, blocks, strict=True):
                     if grad is not None:
                         part = its.scale_gradient(self._updaters[g].store.weight, grad)
@@ -98,7 +98,7 @@ class Pass:
             found.append(total)
         return found
 
-    def update(self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]) -> None:
+    def update(self, lookups: Sequence[AnyLookups], grads: Sequence[Tensor | None]) -> None:
         """Update all stores that were read, given the gradients of what `read` returned."""
         if not all(unit.training for unit in self.units):
             raise RuntimeError(
@@ -174,12 +174,14 @@ class Engine(nn.Module):
 
     def _unit(self, unit: Unit) -> UnitLookup:
         fits = max(self._layout.groups[g].num_rows for g in unit.groups) < _INT32_ROWS
+        kernels = {self.updaters[g].backend for g in unit.groups}
         # FBGEMM reads 64-bit rows; the others are sorted faster in 32 bits.
-        is_wide = not fits or all(self.updaters[g].has_kernel for g in unit.groups)
+        is_wide = not fits or kernels == {"fbgemm"}
         return UnitLookup(
             unit,
             buffers=self._buffers_by_name,
             bounds=self._bounds,
             dtype=torch.int64 if is_wide else torch.int32,
+            in_kernel=fits and kernels == {"triton"},
             device=self._device,
         )

@@ -41,6 +41,11 @@ class Formula:
     learning_rate: float
     step: int
 
+    @property
+    def corrections(self) -> tuple[float, float]:
+        """Return Adam's bias corrections 1 - beta1^t and 1 - beta2^t."""
+        return 1 - self.optimizer.beta1**self.step, 1 - self.optimizer.beta2**self.step
+
     def apply(self, rows: Tensor, grad: Tensor, state: Mapping[str, Tensor]) -> None:
         """Update `rows` and `state` in place; `grad` is overwritten.
 
@@ -76,8 +81,7 @@ class Formula:
             second.addcmul_(grad, grad, value=1 - o.beta2)
         else:
             second.add_(_mean_of_squares(grad), alpha=1 - o.beta2)
-        correction1 = 1 - o.beta1**self.step
-        correction2 = 1 - o.beta2**self.step
+        correction1, correction2 = self.corrections
         denominator = second.sqrt().mul_(1 / math.sqrt(correction2)).add_(o.eps)
         if o.kind == "rowwise_adam":
             denominator = denominator.unsqueeze(1)

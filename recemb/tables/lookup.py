@@ -45,6 +45,11 @@ class Lookups:
     may_be_absent: bool = False
     are_disjoint: bool = False
 
+    @property
+    def differentiable(self) -> Tensor | None:
+        """Return the tensor for which `scale_gradient` gives a gradient: the scales."""
+        return self.scales
+
     @cached_property
     def touched(self) -> Touched:
         """Return the lookups grouped by row; sorted once, whoever asks."""
@@ -102,17 +107,17 @@ _CHUNK_VALUES = 1 << 20
 class Lookup(Protocol):
     """What FusedLookup reads from, and hands its gradients to."""
 
-    def read(self, lookups: Sequence[Lookups]) -> tuple[Tensor, ...]:
+    def read(self, lookups: Sequence[Any]) -> tuple[Tensor, ...]:
         """Return the vectors that `lookups` address."""
         ...
 
     def scale_gradients(
-        self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]
+        self, lookups: Sequence[Any], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """Return the gradient of the scales of each of `lookups`, from rows before the update."""
         ...
 
-    def update(self, lookups: Sequence[Lookups], grads: Sequence[Tensor | None]) -> None:
+    def update(self, lookups: Sequence[Any], grads: Sequence[Tensor | None]) -> None:
         """Update the rows that `lookups` addressed, given the gradients of what `read` returned."""
         ...
 
@@ -125,7 +130,7 @@ class FusedLookup(torch.autograd.Function):
         ctx: Any,
         anchor: Tensor,
         lookup: Lookup,
-        lookups: Sequence[Lookups],
+        lookups: Sequence[Any],
         *scales: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Return what `lookup` reads.

@@ -13,6 +13,9 @@ from recemb.tables.bounds import BoundsCheck, id_limits
 from recemb.tables.layout import Unit
 from recemb.tables.lookup import Lookups
 from recemb.tables.program import Buffers
+from recemb.tables.triton import KernelLookups
+
+AnyLookups = Lookups | KernelLookups
 
 
 class UnitLookup(nn.Module):
@@ -27,10 +30,12 @@ class UnitLookup(nn.Module):
         buffers: what programs read.
         bounds: what happens to ids out of range.
         dtype: of rows.
+        in_kernel: whether Triton's kernels are to compute the rows where they can.
         device: where ids come from.
     """
 
     limits: Tensor
+    slots: Tensor | None
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class UnitLookup(nn.Module):
         buffers: Buffers,
         bounds: BoundsCheck,
         dtype: torch.dtype,
+        in_kernel: bool,
         device: torch.device,
     ) -> None:
         super().__init__()
@@ -48,8 +54,11 @@ class UnitLookup(nn.Module):
         self._outputs = unit.outputs
         self._features = tuple(output.feature for output in self._outputs)
         self.register_buffer("limits", id_limits(self._outputs).to(device), persistent=False)
+        slots = self.addresses.slots() if in_kernel and unit.is_pooled else None
+        slots = None if slots is None else slots.to(device)
+        self.register_buffer("slots", slots, persistent=False)
 
-    def forward(self, features: KeyedJaggedTensor, *, one_hot: bool) -> tuple[Bags, Lookups]:
+    def forward(self, features: KeyedJaggedTensor, *, one_hot: bool) -> tuple[Bags, AnyLookups]:
         """Return the bags of the unit's features, and the rows that their ids address.
 
         Args:
@@ -57,4 +66,14 @@ class UnitLookup(nn.Module):
             one_hot: `bags.is_one_hot(features)`.
         """
         bags = select_bags(features, self._features, one_hot=one_hot)
-        return bags, self.addresses(bags, self._bounds.apply(bags, self._outputs, self.limits))
+        ids = self._bounds.apply(bags, self._outputs, self.limits)
+        if self.slots is None:
+            return bags, self.addresses(bags, ids)
+        lookups = KernelLookups(
+            bags,
+            ids,
+            self.slots,
+            sources=self.unit.sources,
+            has_mean=self.addresses.is_mean is not None,
+        )
+        return bags, lookups

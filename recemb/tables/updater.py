@@ -11,8 +11,9 @@ from torch import Tensor
 
 from recemb.tables.fbgemm import FbgemmUpdate
 from recemb.tables.formula import Formula
-from recemb.tables.lookup import Lookups
 from recemb.tables.store import GroupStore
+from recemb.tables.triton import TritonUpdate
+from recemb.tables.unit import AnyLookups
 from recemb.tables.update import Touched, group_by_row, update_all, update_touched
 
 
@@ -25,7 +26,7 @@ class Part:
         grad: (num_outputs, D) float32, contiguous.
     """
 
-    lookups: Lookups
+    lookups: AnyLookups
     grad: Tensor
 
 
@@ -39,10 +40,10 @@ class Updater:
 
     Args:
         store: weights and state.
-        kernel: FBGEMM's update, or None for torch's.
+        kernel: FBGEMM's or Triton's update; None for torch's.
     """
 
-    def __init__(self, store: GroupStore, *, kernel: FbgemmUpdate | None) -> None:
+    def __init__(self, store: GroupStore, *, kernel: FbgemmUpdate | TritonUpdate | None) -> None:
         self.store = store
         self.learning_rate = 0.0 if store.optimizer is None else store.optimizer.learning_rate
         self.is_deferring = False
@@ -55,9 +56,10 @@ class Updater:
         return bool(self._collected)
 
     @property
-    def has_kernel(self) -> bool:
-        """Return whether FBGEMM updates the rows."""
-        return self._kernel is not None
+    def backend(self) -> str:
+        """Return who updates the rows: fbgemm, triton or torch."""
+        names = {FbgemmUpdate: "fbgemm", TritonUpdate: "triton"}
+        return names.get(type(self._kernel), "torch")
 
     def add(self, parts: Sequence[Part]) -> None:
         """Apply, or collect, the parts of one backward pass."""
@@ -76,7 +78,9 @@ class Updater:
         assert store.optimizer is not None
         store.step += 1
         (first, *others) = parts
-        if self._kernel is not None and not others and not first.lookups.may_be_absent:
+        # FBGEMM takes no absent rows; that of Triton skips them.
+        is_absent = first.lookups.may_be_absent and self.backend == "fbgemm"
+        if self._kernel is not None and not others and not is_absent:
             self._kernel.apply(store, first.lookups, first.grad, self.learning_rate)
             return
         touched = merge([p.lookups for p in parts]) if others else first.lookups.touched
@@ -87,7 +91,7 @@ class Updater:
         update(store.weight, store.state, touched, grad, formula, store.rounding)
 
 
-def merge(parts: Sequence[Lookups]) -> Touched:
+def merge(parts: Sequence[AnyLookups]) -> Touched:
     """Return all lookups grouped by row, for the gradients of all parts one after the other."""
     rows, sources, scales, first = [], [], [], 0
     is_scaled = any(part.scales is not None for part in parts)
@@ -102,22 +106,11 @@ def merge(parts: Sequence[Lookups]) -> Touched:
             one = torch.ones(num, device=own.device)
             scales.append(one if scale is None else scale.detach())
         first += part.num_outputs
-    merged = Lookups(
-        rows=torch.cat(rows),
-        offsets=None,
-        lengths=None,
-        scales=torch.cat(scales) if is_scaled else None,
-        num_slots=1,
-        num_outputs=first,
-        may_be_absent=any(part.may_be_absent for part in parts),
-    )
-    return _group(merged, torch.cat(sources))
-
-
-def _group(lookups: Lookups, sources: Tensor) -> Touched:
-    rows, scales = lookups.rows, lookups.scales
-    if lookups.may_be_absent:
-        keep = rows >= 0
-        rows, sources = rows[keep], sources[keep]
-        scales = None if scales is None else scales[keep]
-    return group_by_row(rows, sources, scales)
+    joined = torch.cat(rows)
+    all_sources = torch.cat(sources)
+    all_scales = torch.cat(scales) if is_scaled else None
+    if any(part.may_be_absent for part in parts):
+        keep = joined >= 0
+        joined, all_sources = joined[keep], all_sources[keep]
+        all_scales = None if all_scales is None else all_scales[keep]
+    return group_by_row(joined, all_sources.to(joined.dtype), all_scales)

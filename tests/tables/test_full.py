@@ -277,7 +277,9 @@ def test_weights_of_ids_get_their_gradient_from_the_rows_before_the_update(
 
 
 def test_an_unknown_backend_is_refused(specs):
-    with pytest.raises(ValueError, match="backend must be one of auto, torch, fbgemm, got 'cuda'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of auto, torch, fbgemm, triton, got 'cuda'"
+    ):
         full_tables(specs, backend="cuda")
 
 
