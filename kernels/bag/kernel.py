@@ -139,10 +139,10 @@ def _sum_bags(
             used = row >= 0
             address = weight + row * D + column
             tile = tl.load(address, mask=used & (column < D), other=0.0)
-            tiles = tiles + (tile,)  # noqa: RUF005
+            tiles += (tile,)  # type: ignore[assignment]
             if WEIGHTED:
                 factor = tl.load(weights + at, mask=used, other=0.0)
-                factors = factors + (factor,)  # noqa: RUF005
+                factors += (factor,)  # type: ignore[assignment]
             count += tl.where(used, 1, 0)
         for u in tl.static_range(UNROLL):
             if WEIGHTED:

@@ -14,14 +14,15 @@ from recemb.kernels.bag.slots import (
     check_table,
 )
 
-_LIBRARY = torch.library.Library("recemb", "FRAGMENT")
-_LIBRARY.define(
-    "bag_forward(Tensor weight, Tensor values, Tensor? offsets, Tensor? weights, Tensor slots, "
+torch.library.define(
+    "recemb::bag_forward",
+    "(Tensor weight, Tensor values, Tensor? offsets, Tensor? weights, Tensor slots, "
     "SymInt batch_size, str policy, ScalarType out_dtype, bool accumulate_float64) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_LIBRARY.define(
-    "bag_rows(Tensor values, Tensor? offsets, Tensor? weights, Tensor slots, SymInt batch_size, "
+torch.library.define(
+    "recemb::bag_rows",
+    "(Tensor values, Tensor? offsets, Tensor? weights, Tensor slots, SymInt batch_size, "
     "str policy, SymInt sentinel, SymInt num_lookups, ScalarType? scale_dtype) "
     "-> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -267,9 +268,9 @@ def _rows_fake(
     )
 
 
-_LIBRARY.impl("bag_forward", _forward_on_cpu, "CPU")
-_LIBRARY.impl("bag_forward", _forward_on_cuda, "CUDA")
-torch.library.register_fake("recemb::bag_forward", _forward_fake, lib=_LIBRARY)
-_LIBRARY.impl("bag_rows", _rows_on_cpu, "CPU")
-_LIBRARY.impl("bag_rows", _rows_on_cuda, "CUDA")
-torch.library.register_fake("recemb::bag_rows", _rows_fake, lib=_LIBRARY)
+torch.library.impl("recemb::bag_forward", "cpu", _forward_on_cpu)
+torch.library.impl("recemb::bag_forward", "cuda", _forward_on_cuda)
+torch.library.register_fake("recemb::bag_forward", _forward_fake)
+torch.library.impl("recemb::bag_rows", "cpu", _rows_on_cpu)
+torch.library.impl("recemb::bag_rows", "cuda", _rows_on_cuda)
+torch.library.register_fake("recemb::bag_rows", _rows_fake)

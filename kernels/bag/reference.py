@@ -3,7 +3,6 @@
 Shapes: `S` slots, `F` features, `B` bags per feature, `N` ids, `M` lookups, `R` rows, `D` width.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,21 +15,37 @@ from recemb.kernels.hashing import hash_rows
 _CHUNK_LOOKUPS = 1 << 15
 """Rows that are widened at a time, so that they stay in the cache."""
 
+_CHUNK_HASHES = 1 << 13
+"""Ids that are hashed at a time, likewise."""
+
 
 class Lookups(NamedTuple):
     """Every read of a row that a batch asks for, slot after slot, in the order of the ids.
 
     Attributes:
         rows: (M,) int64, in the buffer; -1 for an ignored id.
-        positions: (M,) int64, of the id in `values`.
+        spans: of each slot, where its ids start and end in `values`.
         lengths: (S, B) int64, ids per bag, ignored ones included.
-        counts: (S, B) int64, ids per bag that are not ignored.
+        counts: (S, B) int64, ids per bag that are not ignored; `lengths` itself if none is.
     """
 
     rows: Tensor
-    positions: Tensor
+    spans: list[tuple[int, int]]
     lengths: Tensor
     counts: Tensor
+
+    def of_ids(self, numbers: Tensor) -> Tensor:
+        """Return a number of each lookup (M,) from one of each id (N,)."""
+        return torch.cat([numbers[start:end] for start, end in self.spans])
+
+    def of_bags(self, numbers: Tensor) -> Tensor:
+        """Return a number of each lookup (M,) from one of each bag (S, B)."""
+        shortest, longest = torch.aminmax(self.lengths)
+        if shortest == longest:
+            return numbers.unsqueeze(2).expand(-1, -1, int(longest)).flatten()
+        return numbers.flatten().repeat_interleave(
+            self.lengths.flatten(), output_size=self.rows.shape[0]
+        )
 
 
 def bag_forward(
@@ -51,20 +66,21 @@ def bag_forward(
     """
     is_wide = accumulate_float64 or weight.dtype == torch.float64
     dtype = torch.float64 if is_wide else torch.float32
-    if _has_one_id_per_bag(values, offsets):
-        out = _read_single_ids(weight, values, weights, slots, batch_size, policy, dtype)
-        return out.to(out_dtype)
     found = find_lookups(values, offsets, slots, batch_size=batch_size, policy=policy)
-    rows, positions = found.rows, found.positions
+    rows = found.rows
+    factors = None if weights is None else found.of_ids(weights).to(dtype)
     if found.counts is not found.lengths:
-        rows, positions = rows[rows >= 0], positions[rows >= 0]
-    factors = None if weights is None else weights[positions].to(dtype)
+        factors = None if factors is None else factors[rows >= 0]
+        rows = rows[rows >= 0]
     bounds = functional.pad(found.counts.flatten().cumsum(0), (1, 0))
     sums = _sum_segments(weight, rows, bounds, factors, dtype)
     num_slots, width = slots.shape[1], weight.shape[1]
     sums = sums.view(num_slots, batch_size, width)
     out = torch.empty(batch_size, num_slots, width, dtype=dtype, device=weight.device)
-    torch.mul(sums, _bag_scales(found, slots, dtype).unsqueeze(2), out=out.transpose(0, 1))
+    if bool((slots[4] & MEAN).any()):
+        torch.mul(sums, _bag_scales(found, slots, dtype).unsqueeze(2), out=out.transpose(0, 1))
+    else:
+        out.transpose(0, 1).copy_(sums)
     return out.view(batch_size, num_slots * width).to(out_dtype)
 
 
@@ -94,11 +110,13 @@ def bag_rows(
         )
     dtype = torch.int32 if sentinel < INT32_SENTINEL else torch.int64
     rows = values.new_full((num_lookups,), sentinel, dtype=dtype)
-    rows[:num_found] = torch.where(found.rows < 0, sentinel, found.rows).to(dtype)
-    bags = _bag_of(found.lengths)
+    rows[:num_found] = found.rows
+    if found.counts is not found.lengths:
+        rows[:num_found].masked_fill_(found.rows < 0, sentinel)
     num_slots = slots.shape[1]
-    sources = values.new_zeros((num_lookups,), dtype=torch.int32)
-    sources[:num_found] = bags % batch_size * num_slots + bags // batch_size
+    of_bags = torch.arange(batch_size * num_slots, dtype=torch.int32, device=values.device)
+    sources = found.of_bags(of_bags.view(batch_size, num_slots).t())
+    sources = functional.pad(sources, (0, num_lookups - num_found))
     if scale_dtype is None:
         return rows, sources, None
     scales = scales_of(found, weights, slots, scale_dtype)
@@ -109,81 +127,51 @@ def find_lookups(
     values: Tensor, offsets: Tensor | None, slots: Tensor, *, batch_size: int, policy: str
 ) -> Lookups:
     """Return the lookups of a batch; see `recemb.kernels.bag.bag_forward` for the arguments."""
-    num_slots = slots.shape[1]
     if offsets is None:
         offsets = torch.arange(values.shape[0] + 1, device=values.device)
     bounds = offsets.long()
-    starts = bounds[slots[0] * batch_size]
+    starts = bounds[slots[0] * batch_size].tolist()
+    ends = bounds[(slots[0] + 1) * batch_size].tolist()
     lengths = bounds.diff().view(-1, batch_size)[slots[0]]
-    sizes = lengths.sum(1)
-    num_lookups = int(sizes.sum())
-    slot = torch.arange(num_slots, device=values.device)
-    reads_in_order = torch.equal(starts, sizes.cumsum(0) - sizes)
-    slot = slot.repeat_interleave(sizes, output_size=num_lookups)
-    positions = torch.arange(num_lookups, device=values.device)
-    if not reads_in_order:
-        positions += (starts - sizes.cumsum(0) + sizes)[slot]
-    ids = values[:num_lookups] if reads_in_order else values[positions]
-    rows = _rows_of(ids.long(), slots, lambda column: column[slot], policy)
-    if policy != "ignore" or not bool((rows < 0).any()):
-        return Lookups(rows, positions, lengths, lengths)
+    spans = list(zip(starts, ends, strict=True))
+    rows = torch.empty(
+        sum(end - start for start, end in spans), dtype=torch.int64, device=values.device
+    )
+    first, is_complete = 0, True
+    for (start, end), slot in zip(spans, slots.t().tolist(), strict=True):
+        part = rows[first : first + end - start]
+        is_complete &= _write_rows(part, values[start:end], slot, policy)
+        first += end - start
+    if is_complete:
+        return Lookups(rows, spans, lengths, lengths)
+    bags = torch.arange(lengths.numel(), device=values.device)
+    bags = bags.repeat_interleave(lengths.flatten())
     counts = torch.zeros(lengths.numel(), dtype=torch.int64, device=values.device)
-    counts.index_add_(0, _bag_of(lengths), (rows >= 0).long())
-    return Lookups(rows, positions, lengths, counts.view_as(lengths))
+    counts.index_add_(0, bags, (rows >= 0).long())
+    return Lookups(rows, spans, lengths, counts.view_as(lengths))
 
 
 def scales_of(found: Lookups, weights: Tensor | None, slots: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what each row is multiplied by (M,): its weight, over the count in mean slots."""
-    scales = _bag_scales(found, slots, dtype).flatten()[_bag_of(found.lengths)]
-    return scales if weights is None else scales * weights[found.positions].to(dtype)
+    scales = found.of_bags(_bag_scales(found, slots, dtype))
+    return scales if weights is None else scales * found.of_ids(weights).to(dtype)
 
 
-def _rows_of(ids: Tensor, slots: Tensor, of_id: Callable[[Tensor], Tensor], policy: str) -> Tensor:
-    """Return the row of each id; -1 for an ignored one.
-
-    `of_id` turns a number per slot (S,) into one that broadcasts with `ids`.
-    """
-    first_row = of_id(slots[1])
-    is_hashed = (slots[4] & HASHED) > 0
-    if bool(is_hashed.all()):
-        return hash_rows(ids, of_id(slots[3]), of_id(slots[2])) + first_row
-    is_used = None
-    rows = ids
-    if policy != "trust":
-        is_used = (ids >= 0) & (ids < of_id(slots[2]))
-        rows = torch.where(is_used, ids, 0)
-    if bool(is_hashed.any()):
-        is_hashed = of_id(is_hashed)
-        rows = torch.where(is_hashed, hash_rows(ids, of_id(slots[3]), of_id(slots[2])), rows)
-        is_used = None if is_used is None else is_used | is_hashed
-    rows = rows + first_row
-    return torch.where(is_used, rows, -1) if policy == "ignore" and is_used is not None else rows
-
-
-def _has_one_id_per_bag(values: Tensor, offsets: Tensor | None) -> bool:
-    if offsets is None:
+def _write_rows(out: Tensor, ids: Tensor, slot: list[int], policy: str) -> bool:
+    """Write the row of each id of a slot, -1 for an ignored one; return whether none is."""
+    _, first_row, num_rows, seed, flags = slot
+    if flags & HASHED:
+        for part, to in zip(ids.split(_CHUNK_HASHES), out.split(_CHUNK_HASHES), strict=True):
+            torch.add(hash_rows(part, seed, num_rows), first_row, out=to)
         return True
-    return offsets.shape[0] == values.shape[0] + 1 and bool((offsets.diff() == 1).all())
-
-
-def _read_single_ids(
-    weight: Tensor,
-    values: Tensor,
-    weights: Tensor | None,
-    slots: Tensor,
-    batch_size: int,
-    policy: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the rows of bags with one id each (B, S * D): nothing is summed, nothing averaged."""
-    ids = values.view(-1, batch_size)[slots[0]].long()
-    rows = _rows_of(ids, slots, lambda column: column.unsqueeze(1), policy).t().reshape(-1)
-    out = weight.index_select(0, rows.clamp(min=0)).to(dtype)
-    if weights is not None:
-        out = out * weights.view(-1, batch_size)[slots[0]].t().reshape(-1, 1).to(dtype)
-    if policy == "ignore":
-        out = out.masked_fill_((rows < 0).unsqueeze(1), 0)
-    return out.view(batch_size, slots.shape[1] * weight.shape[1])
+    torch.add(ids, first_row, out=out)
+    if policy == "trust" or ids.numel() == 0:
+        return True
+    smallest, largest = torch.aminmax(ids)
+    if smallest >= 0 and largest < num_rows:
+        return True
+    out.masked_fill_((ids < 0) | (ids >= num_rows), first_row if policy == "clamp" else -1)
+    return policy == "clamp"
 
 
 def _sum_segments(
@@ -215,9 +203,3 @@ def _bag_scales(found: Lookups, slots: Tensor, dtype: torch.dtype) -> Tensor:
     """Return one over the count in mean slots, and one in the others (S, B)."""
     is_mean = ((slots[4] & MEAN) > 0).unsqueeze(1)
     return torch.where(is_mean, found.counts.clamp(min=1), 1).to(dtype).reciprocal()
-
-
-def _bag_of(lengths: Tensor) -> Tensor:
-    """Return the number s * B + b of the bag of each lookup (M,)."""
-    bags = torch.arange(lengths.numel(), device=lengths.device)
-    return bags.repeat_interleave(lengths.flatten())

@@ -12,16 +12,17 @@ from torch import Tensor
 from recemb.kernels import bag_update, bag_weight_gradient
 from recemb.kernels.bag.slots import check_count, check_lookup, check_table
 
-_LIBRARY = torch.library.Library("recemb", "FRAGMENT")
-_LIBRARY.define(
-    "bag(Tensor weight, Tensor[] state, Tensor values, Tensor? offsets, Tensor? weights, "
+torch.library.define(
+    "recemb::bag",
+    "(Tensor weight, Tensor[] state, Tensor values, Tensor? offsets, Tensor? weights, "
     "Tensor slots, Tensor hyper, Tensor anchor, SymInt batch_size, str policy, "
     "ScalarType out_dtype, SymInt num_lookups, bool scaled, str optimizer, "
     "str weight_decay_mode, SymInt? rounding_seed) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_LIBRARY.define(
-    "bag_dense(Tensor weight, Tensor values, Tensor? offsets, Tensor? weights, Tensor slots, "
+torch.library.define(
+    "recemb::bag_dense",
+    "(Tensor weight, Tensor values, Tensor? offsets, Tensor? weights, Tensor slots, "
     "SymInt batch_size, str policy, ScalarType out_dtype, SymInt num_lookups, bool scaled) "
     "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -306,12 +307,9 @@ def _dense_fake(weight: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty((batch_size, slots.shape[1] * weight.shape[1]), dtype=out_dtype)
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("bag", _bag_impl, _device)
-    _LIBRARY.impl("bag_dense", _dense_impl, _device)
-torch.library.register_fake("recemb::bag", _bag_fake, lib=_LIBRARY)
-torch.library.register_fake("recemb::bag_dense", _dense_fake, lib=_LIBRARY)
-torch.library.register_autograd("recemb::bag", _bag_backward, setup_context=_save_bag, lib=_LIBRARY)
-torch.library.register_autograd(
-    "recemb::bag_dense", _dense_backward, setup_context=_save_dense, lib=_LIBRARY
-)
+torch.library.impl("recemb::bag", ("cpu", "cuda"), _bag_impl)
+torch.library.impl("recemb::bag_dense", ("cpu", "cuda"), _dense_impl)
+torch.library.register_fake("recemb::bag", _bag_fake)
+torch.library.register_fake("recemb::bag_dense", _dense_fake)
+torch.library.register_autograd("recemb::bag", _bag_backward, setup_context=_save_bag)
+torch.library.register_autograd("recemb::bag_dense", _dense_backward, setup_context=_save_dense)

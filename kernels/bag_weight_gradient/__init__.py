@@ -11,9 +11,9 @@ from recemb.kernels.bag_weight_gradient import reference
 
 __all__ = ["bag_weight_gradient"]
 
-_LIBRARY = torch.library.Library("recemb", "FRAGMENT")
-_LIBRARY.define(
-    "bag_weight_gradient(Tensor weight, Tensor values, Tensor? offsets, Tensor slots, Tensor grad, "
+torch.library.define(
+    "recemb::bag_weight_gradient",
+    "(Tensor weight, Tensor values, Tensor? offsets, Tensor slots, Tensor grad, "
     "SymInt batch_size, str policy) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -106,6 +106,6 @@ def _fake(
     return weight.new_empty(values.shape, dtype=dtype)
 
 
-_LIBRARY.impl("bag_weight_gradient", _on_cpu, "CPU")
-_LIBRARY.impl("bag_weight_gradient", _on_cuda, "CUDA")
-torch.library.register_fake("recemb::bag_weight_gradient", _fake, lib=_LIBRARY)
+torch.library.impl("recemb::bag_weight_gradient", "cpu", _on_cpu)
+torch.library.impl("recemb::bag_weight_gradient", "cuda", _on_cuda)
+torch.library.register_fake("recemb::bag_weight_gradient", _fake)

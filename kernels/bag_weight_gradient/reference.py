@@ -27,8 +27,8 @@ def bag_weight_gradient(
     found = find_lookups(values, offsets, slots, batch_size=batch_size, policy=policy)
     num_slots, width = slots.shape[1], weight.shape[1]
     of_bag = grad.reshape(batch_size, num_slots, width).transpose(0, 1).reshape(-1, width)
-    bags = torch.arange(found.lengths.numel(), device=values.device)
-    bags = bags.repeat_interleave(found.lengths.flatten())
+    bags = torch.arange(found.lengths.numel(), device=values.device).view_as(found.lengths)
+    bags = found.of_bags(bags)
     products = torch.empty(bags.shape[0], dtype=dtype, device=values.device)
     for first in range(0, bags.shape[0], _CHUNK_LOOKUPS):
         part = slice(first, first + _CHUNK_LOOKUPS)
@@ -37,4 +37,8 @@ def bag_weight_gradient(
     products *= scales_of(found, None, slots, dtype)
     products = products.masked_fill_(found.rows < 0, 0)
     result = torch.zeros(values.shape[0], dtype=dtype, device=values.device)
-    return result.index_add_(0, found.positions, products)
+    first = 0
+    for start, end in found.spans:
+        result[start:end] += products[first : first + end - start]
+        first += end - start
+    return result

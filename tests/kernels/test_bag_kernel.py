@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from recemb.kernels.bag import launch, pack_slots, reference
+from recemb.kernels.bag_weight_gradient.kernel import bag_weight_gradient
 
 WAYS = [("trust", False), ("ignore", True), ("clamp", True)]
 # bfloat16 has 8 bits; the interpreter truncates to it where the hardware rounds.
@@ -242,6 +243,9 @@ def test_rows_past_two_to_the_31_values_are_addressed_right(device: str, is_hash
     values = torch.tensor([num_rows - 2], device=device)
     found = launch.bag_forward(weight, values, None, None, slots.to(device), batch_size=1)
     assert torch.equal(found.cpu().view(2, width), torch.tensor([[1.0], [2.0]]).expand(2, width))
+    grad = torch.ones(1, 2 * width, device=device)
+    gradient = bag_weight_gradient(weight, values, None, slots.to(device), grad, batch_size=1)
+    assert gradient.tolist() == [3.0 * width]
 
 
 def test_blocks_hold_at_most_32_values_per_thread_and_step() -> None:

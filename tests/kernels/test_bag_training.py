@@ -16,7 +16,7 @@ LENGTHS = [[2, 0, 1], [1, 1, 0], [0, 3, 4]]
 
 
 def mixed_slots(device: str = "cpu") -> Tensor:
-    """Hashed and not, sum and mean, several slots per feature on shared rows, one unused feature."""
+    """Hashed and not, sum and mean, several slots per feature on shared rows, feature 1 unused."""
     return bag.pack_slots(
         FEATURES,
         [0, 7, 7, 20, 0],
@@ -244,7 +244,7 @@ def train_step(
 
 
 def train(step: Callable[..., Tensor], device: str = "cpu") -> list[Tensor]:
-    """Return loss, weights, state and the weights' gradient after three steps from a fixed start."""
+    """Return loss, weights, state and the weights' gradient after three steps from one start."""
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(TABLE_ROWS, WIDTH, generator=generator).to(device)
     state = [torch.zeros(TABLE_ROWS, device=device)]
@@ -275,6 +275,7 @@ def test_compiled_training_is_eager_training(backend: str) -> None:
         torch.testing.assert_close(found, expected, **FLOAT32)
 
 
+@pytest.mark.slow
 def test_compiled_training_takes_other_batches() -> None:
     torch.compiler.reset()
     slots = bag.pack_slots([0, 0], [0, 0], [9, 9], [1, 2], [True, True], [False, False])
