@@ -111,7 +111,21 @@ def backends(environment: Environment) -> dict[str, str]:
             table[name] = "available"
     if table["triton"] == "available" and not environment.is_cuda_available:
         table["triton"] = "not available: no GPU that torch can use (interpreter and compiler work)"
+    table["auto"] = _automatic_choice(table)
     return table
+
+
+def _automatic_choice(table: dict[str, str]) -> str:
+    """Return what backend=auto takes here, by the rules of `recemb.tables.backend`."""
+    on_cpu = "torch"
+    if table["fbgemm"] == "available":
+        on_cpu = (
+            "fbgemm for float32 tables of widths that are multiples of 4 under SGD, Adagrad or "
+            "row-wise Adagrad without weight decay, else torch"
+        )
+    on_cuda = "triton, else torch; " if table["triton"] == "available" else ""
+    device = "on the GPU " if on_cuda else ""
+    return f"{device}{on_cuda}on the CPU {on_cpu}"
 
 
 def check_python(environment: Environment) -> Problem | None:

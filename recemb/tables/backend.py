@@ -1,4 +1,12 @@
-"""Which backend serves which tables, and why."""
+"""Which backend serves which tables, and why.
+
+"auto" takes, buffer by buffer (`recemb doctor` prints what that means on a machine):
+
+- on a CUDA device: triton; torch where triton cannot serve
+- on a CPU: fbgemm for float32 tables of widths that are multiples of 4, updated by SGD, Adagrad or
+  row-wise Adagrad without weight decay; torch for everything else
+- without an optimizer of the tables' own: torch, by autograd
+"""
 
 from typing import Literal, get_args
 
@@ -10,13 +18,6 @@ from recemb.tables.store import GroupStore
 from recemb.tables.triton import TritonUpdate
 
 Backend = Literal["auto", "torch", "fbgemm", "triton"]
-
-RULES = """\
-backend=auto takes, buffer by buffer:
-- on a CUDA device: triton; torch where triton cannot serve
-- on a CPU: fbgemm for float32 tables of widths that are multiples of 4, updated by SGD, Adagrad or
-  row-wise Adagrad without weight decay; torch for everything else
-- without an optimizer of the tables' own: torch, by autograd"""
 
 
 def check_backend(backend: Backend, owner: str) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recemb.kernels.bag_update.reference import round_stochastically
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
@@ -33,8 +35,6 @@ class Rounding:
             values: float32.
             rows: (U,) which rows of the buffer they are.
         """
-        from recemb.kernels.bag_update.reference import round_stochastically
-
         columns = torch.arange(values.shape[1], device=rows.device)
         elements = rows.long().unsqueeze(1) * values.shape[1] + columns
         return round_stochastically(values, elements, self.seed, self.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recemb.tables.fbgemm import FbgemmUpdate
 from recemb.tables.formula import Formula
+from recemb.tables.lookup import Lookups
 from recemb.tables.store import GroupStore
 from recemb.tables.triton import TritonUpdate
 from recemb.tables.unit import AnyLookups
@@ -78,10 +79,7 @@ class Updater:
         assert store.optimizer is not None
         store.step += 1
         (first, *others) = parts
-        # FBGEMM takes no absent rows; that of Triton skips them.
-        is_absent = first.lookups.may_be_absent and self.backend == "fbgemm"
-        if self._kernel is not None and not others and not is_absent:
-            self._kernel.apply(store, first.lookups, first.grad, self.learning_rate)
+        if not others and self._apply_kernel(first):
             return
         touched = merge([p.lookups for p in parts]) if others else first.lookups.touched
         grad = torch.cat([p.grad for p in parts]) if others else first.grad
@@ -89,6 +87,18 @@ class Updater:
         formula = Formula(optimizer=optimizer, learning_rate=self.learning_rate, step=store.step)
         update = update_all if optimizer.rows == "all" else update_touched
         update(store.weight, store.state, touched, grad, formula, store.rounding)
+
+    def _apply_kernel(self, part: Part) -> bool:
+        """Update by the kernel; return whether there is one that can."""
+        kernel, lookups = self._kernel, part.lookups
+        if isinstance(kernel, TritonUpdate):
+            kernel.apply(self.store, lookups, part.grad, self.learning_rate)
+            return True
+        # FBGEMM takes no absent rows.
+        if kernel is None or lookups.may_be_absent or not isinstance(lookups, Lookups):
+            return False
+        kernel.apply(self.store, lookups, part.grad, self.learning_rate)
+        return True
 
 
 def merge(parts: Sequence[AnyLookups]) -> Touched:

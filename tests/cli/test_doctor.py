@@ -230,6 +230,20 @@ def test_backends_say_whether_and_why(environment: Environment, expected: dict[s
     assert expected.items() <= doctor.backends(environment).items()
 
 
+@pytest.mark.parametrize(
+    ("environment", "choice"),
+    [
+        (SOUND, "on the CPU fbgemm for float32 tables"),
+        (SOUND_WITH_GPU, "on the GPU triton, else torch; on the CPU fbgemm"),
+        (planted(failures={"fbgemm_gpu": "OSError: x"}), "on the CPU torch"),
+    ],
+)
+def test_the_automatic_choice_of_a_backend_is_explained(
+    environment: Environment, choice: str
+) -> None:
+    assert doctor.backends(environment)["auto"].startswith(choice)
+
+
 @pytest.mark.parametrize(("planted_problem", "status"), [(False, 0), (True, 1)])
 def test_status_is_one_where_something_is_broken(
     planted_problem: bool, status: int, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recemb.kernels.hashing import kernel, reference
+from recemb.kernels.hashing import kernel, reference, slots
 
 EDGES = [
     0,
@@ -92,3 +92,34 @@ def test_consecutive_ids_spread_evenly() -> None:
     chi_squared = float(((counts - 1000) ** 2 / 1000).sum())
     # 63 degrees of freedom: mean 63, standard deviation 11.2; six of them above the mean.
     assert chi_squared < 63 + 6 * 11.2
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_hashed_slots_are_first_rows_plus_the_hash(dtype: torch.dtype) -> None:
+    keys = some_keys().expand(3, -1)
+    seeds, sizes = torch.tensor([[0], [7], [2**32 - 1]]), torch.tensor([[1], [10], [1000]])
+    firsts = torch.tensor([[5], [0], [100]], dtype=dtype)
+    found = slots.hash_slots(keys, seeds, sizes, firsts)
+    assert found.dtype == dtype
+    assert torch.equal(found, reference.hash_rows(keys, seeds, sizes) + firsts)
+
+
+@pytest.mark.slow
+def test_compiled_hash_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "COMPILE_FROM", 1)
+    keys = some_keys().repeat(2, 9)
+    arguments = (torch.tensor([[3], [4]]), torch.tensor([[77], [2**31 - 1]]))
+    firsts = torch.tensor([[5], [6]])
+    found = slots.hash_slots(keys, *arguments, firsts)
+    assert torch.equal(found, reference.hash_rows(keys, *arguments) + firsts)
+
+
+def test_hash_works_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots.shutil, "which", lambda name: None)
+    monkeypatch.setattr(slots, "COMPILE_FROM", 1)
+    slots._compiled.cache_clear()
+    keys, seed, size = some_keys().unsqueeze(0), torch.tensor([[3]]), torch.tensor([[77]])
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        found = slots.hash_slots(keys, seed, size, torch.tensor([[0]]))
+    slots._compiled.cache_clear()
+    assert torch.equal(found, reference.hash_rows(keys, seed, size))

@@ -1,7 +1,10 @@
 """FBGEMM's kernels against the torch backend and against FBGEMM's own module."""
 
+import warnings
+
 import pytest
 import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
@@ -139,6 +142,39 @@ def test_asking_for_fbgemm_where_it_is_not_exact_is_refused_with_the_reason(chan
 def test_asking_for_fbgemm_without_an_optimizer_is_refused(wide_specs):
     with pytest.raises(ValueError, match="pass an optimizer"):
         full_tables(wide_specs, backend="fbgemm")
+
+
+def one_row_module(**options):
+    return SplitTableBatchedEmbeddingBagsCodegen(
+        [(4, 4, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+        learning_rate=0.1,
+        **{"optimizer": OptimType.EXACT_SGD, **options},
+    )
+
+
+def test_fbgemm_still_reads_row_0_for_an_id_out_of_range():
+    """Why ids are checked before they reach it."""
+    module = one_row_module()
+    module.split_embedding_weights()[0].copy_(torch.arange(16.0).view(4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = module(torch.tensor([99]), torch.tensor([0, 1]))
+    assert torch.equal(found[0], torch.arange(4.0))
+
+
+def test_fbgemm_still_has_no_adam_on_the_cpu():
+    """Why `why_not` sends Adam to torch."""
+    with pytest.raises(AssertionError, match="adam is not supported in CPU mode"):
+        one_row_module(optimizer=OptimType.ADAM)
+
+
+def test_fbgemm_still_loses_small_updates_of_float16():
+    """Why `why_not` says no to float16: 1000 steps of a thousandth of an ulp should move a row."""
+    module = one_row_module(weights_precision=SparseType.FP16, output_dtype=SparseType.FP32)
+    module.split_embedding_weights()[0].fill_(1.0)
+    for _ in range(1000):
+        module(torch.tensor([1]), torch.tensor([0, 1])).backward(torch.full((1, 4), 1e-5))
+    assert torch.equal(module.split_embedding_weights()[0][1], torch.ones(4).half())
 
 
 def test_fbgemm_still_ignores_weight_decay_on_the_cpu():
