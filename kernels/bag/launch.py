@@ -124,6 +124,8 @@ def bag_rows(
         scales = torch.empty(num_lookups, dtype=scale_dtype, device=device)
     if num_lookups == 0:
         return rows, sources, scales
+    if batch_size * num_slots == 0:
+        return rows.fill_(sentinel), sources.zero_(), None if scales is None else scales.zero_()
     ids = 1 if offsets is None else block_ids or 16
     bags = block_bags or (256 if offsets is None else 32)
     _bag_rows_kernel[(triton.cdiv(batch_size, bags) * num_slots,)](

@@ -36,10 +36,12 @@ class Lookups(NamedTuple):
 
     def of_ids(self, numbers: Tensor) -> Tensor:
         """Return a number of each lookup (M,) from one of each id (N,)."""
-        return torch.cat([numbers[start:end] for start, end in self.spans])
+        return torch.cat([numbers[:0], *(numbers[start:end] for start, end in self.spans)])
 
     def of_bags(self, numbers: Tensor) -> Tensor:
         """Return a number of each lookup (M,) from one of each bag (S, B)."""
+        if self.rows.numel() == 0:
+            return numbers.new_empty(0)
         shortest, longest = torch.aminmax(self.lengths)
         if shortest == longest:
             return numbers.unsqueeze(2).expand(-1, -1, int(longest)).flatten()
@@ -127,6 +129,9 @@ def find_lookups(
     values: Tensor, offsets: Tensor | None, slots: Tensor, *, batch_size: int, policy: str
 ) -> Lookups:
     """Return the lookups of a batch; see `recemb.kernels.bag.bag_forward` for the arguments."""
+    if batch_size == 0 or slots.shape[1] == 0:
+        nothing = torch.zeros(slots.shape[1], batch_size, dtype=torch.int64, device=values.device)
+        return Lookups(nothing.flatten(), [], nothing, nothing)
     if offsets is None:
         offsets = torch.arange(values.shape[0] + 1, device=values.device)
     bounds = offsets.long()
@@ -161,8 +166,9 @@ def _write_rows(out: Tensor, ids: Tensor, slot: list[int], policy: str) -> bool:
     """Write the row of each id of a slot, -1 for an ignored one; return whether none is."""
     _, first_row, num_rows, seed, flags = slot
     if flags & HASHED:
-        for part, to in zip(ids.split(_CHUNK_HASHES), out.split(_CHUNK_HASHES), strict=True):
-            torch.add(hash_rows(part, seed, num_rows), first_row, out=to)
+        for first in range(0, ids.numel(), _CHUNK_HASHES):
+            part = slice(first, first + _CHUNK_HASHES)
+            torch.add(hash_rows(ids[part], seed, num_rows), first_row, out=out[part])
         return True
     torch.add(ids, first_row, out=out)
     if policy == "trust" or ids.numel() == 0:

@@ -90,7 +90,7 @@ def bag_weight_gradient(
     width, num_slots = weight.shape[1], slots.shape[1]
     if out.numel() == 0:
         return out
-    if num_slots == 0 or width == 0:
+    if num_slots * width * batch_size == 0:
         return out.zero_()
     num_bags = values.shape[0] if offsets is None else offsets.shape[0] - 1
     block_d = triton.next_power_of_2(width)

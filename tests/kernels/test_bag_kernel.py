@@ -165,6 +165,34 @@ def test_batch_without_any_id_is_zero(device: str) -> None:
     assert rows.tolist() == [4, 4]
 
 
+@pytest.mark.parametrize(("batch_size", "num_slots"), [(0, 0), (0, 1), (2, 0)])
+def test_nothing_asked_for_is_nothing_found(device: str, batch_size: int, num_slots: int) -> None:
+    weight = torch.randn(4, 3, device=device)
+    columns = [[0], [0], [4], [7], [True], [True]]
+    slots = pack_slots(*(column[:num_slots] for column in columns), device)
+    values = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    for backend in (launch, reference):
+        found = backend.bag_forward(weight, values, None, None, slots, batch_size=batch_size)
+        assert found.shape == (batch_size, num_slots * 3)
+        rows, sources, scales = backend.bag_rows(
+            values,
+            None,
+            None,
+            slots,
+            batch_size=batch_size,
+            policy="trust",
+            sentinel=4,
+            num_lookups=2,
+        )
+        assert rows.tolist() == [4, 4]
+        assert sources.tolist() == [0, 0]
+        assert scales is not None
+        assert scales.tolist() == [0, 0]
+    grad = torch.ones(found.shape, device=device)
+    gradient = bag_weight_gradient(weight, values, None, slots, grad, batch_size=batch_size)
+    assert gradient.tolist() == [0.0] * batch_size
+
+
 def test_table_of_one_row_is_read_by_every_hash(device: str) -> None:
     weight = torch.tensor([[1.0, 2.0]], device=device)
     slots = pack_slots([0], [0], [1], [5], [True], [False], device)
