@@ -193,7 +193,8 @@ def dense_gradient(
     """
     check_lookups("dense_gradient", rows, sources, scales, grad=grad)
     sorted_rows, permutation = _planned(rows, num_rows, plan)
-    return ops.dense_gradient(grad, sorted_rows, permutation, sources, scales, num_rows)
+    dense: Tensor = ops.dense_gradient(grad, sorted_rows, permutation, sources, scales, num_rows)
+    return dense
 
 
 def _planned(rows: Tensor, num_rows: int, plan: UpdatePlan | None) -> UpdatePlan:

@@ -16,7 +16,7 @@ MAX_WIDTH = 4096
 MAX_LOOKUPS = 2**31 - 1
 """Largest M."""
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -35,7 +35,7 @@ def check_table(
     ):
         if word not in known:
             raise ValueError(f"{owner}: {name} must be one of {', '.join(known)}, got '{word}'")
-    _check_tensor(owner, "weight", weight, 2, _FLOATS)
+    _check_tensor(owner, "weight", weight, 2, _floats_on(weight.device))
     if weight.requires_grad:
         raise ValueError(
             f"{owner}: weight is updated in place and must not require grad, but it does; pass a "
@@ -91,7 +91,7 @@ def check_lookups(
         _check_length(owner, name, part, rows)
     if grad is None:
         return
-    _check_tensor(owner, "grad", grad, 2, _FLOATS, rows.device)
+    _check_tensor(owner, "grad", grad, 2, _floats_on(rows.device), rows.device)
     _check_width(owner, "grad", grad)
     if width is not None and grad.shape[1] != width:
         raise ValueError(
@@ -112,6 +112,11 @@ def check_plan(rows: Tensor, sorted_rows: Tensor, permutation: Tensor) -> None:
     """
     _check_length("plan", "sorted_rows", sorted_rows, rows)
     _check_length("plan", "permutation", permutation, rows)
+
+
+def _floats_on(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Return the types of weight and gradient: the kernels know no float64, the reference does."""
+    return (*_FLOATS, torch.float64) if device.type == "cpu" else _FLOATS
 
 
 def _check_length(owner: str, name: str, part: Tensor, rows: Tensor) -> None:
