@@ -63,6 +63,7 @@ def plan_update(rows: Tensor, num_rows: int) -> UpdatePlan:
         ValueError: if `rows` has another shape or type.
 
     Example:
+        >>> import torch
         >>> plan_update(torch.tensor([4, 2, 4, 0]), num_rows=5).permutation
         tensor([3, 1, 0, 2])
     """
@@ -156,6 +157,7 @@ def segment_sum(
         ValueError: on a wrong shape, type, device or layout.
 
     Example:
+        >>> import torch
         >>> grad = torch.tensor([[1.0], [2.0], [4.0]])
         >>> rows, sums, count = segment_sum(grad, torch.tensor([3, 1, 3]), None, None, num_rows=9)
         >>> rows.tolist(), sums.flatten().tolist(), int(count)
