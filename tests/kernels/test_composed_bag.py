@@ -108,10 +108,9 @@ def truth(tensors: list[Any], named: dict[str, Any]) -> tuple[Tensor, Tensor, di
     given = named | {k: v for k, v in leaves.items() if k != "weight"}
     out = by_definition(leaves["weight"], values, offsets, **given)
     grad = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(9))
+    found: Any = (None,) * len(leaves)
     if out.requires_grad:
         found = torch.autograd.grad(out, list(leaves.values()), grad, allow_unused=True)
-    else:
-        found = (None,) * len(leaves)
     pairs = zip(leaves.items(), found, strict=True)
     gradients = {k: torch.zeros_like(v) if g is None else g for (k, v), g in pairs}
     return out.detach(), grad, gradients
@@ -193,12 +192,10 @@ def test_kernel_takes_bags_that_are_all_empty(device: str) -> None:
 
     tensors, named = make("all empty", 4, **OPTIONS[1])
     given, moved = lowered(tensors, named, device, torch.float32, torch.int64)
-    assert torch.equal(
-        launch(kernel.composed_bag_forward, given, moved).cpu(), torch.zeros(2, 2, 4)
-    )
+    found = launch(kernel.composed_bag_forward, given, moved)
+    assert torch.equal(found.cpu(), torch.zeros(2, 2, 4))
     grad = torch.ones(2, 2, 4, device=device)
-    rows = launch(kernel.composed_bag_backward, given, moved, grad)[0]
-    assert rows.shape == (0, 2, 4)
+    assert launch(kernel.composed_bag_backward, given, moved, grad)[0].shape == (0, 2, 4)
 
 
 @pytest.mark.parametrize("width", [1, 63])
@@ -247,6 +244,36 @@ def test_digits_of_ids_up_to_the_last_one_are_exact(device: str) -> None:
     rows = kernel.composed_bag_backward(grad, weight, ids, None, *program, False, False)[1]
     digits = [list(divmod(int(x), divisor)) for x in ids[:2]]
     assert rows.tolist() == [*digits, [-1, -1], [-1, -1], [-1, -1]]
+
+
+@pytest.mark.slow  # 4.5 GB, which the interpreter copies
+def test_rows_beyond_two_to_the_31_elements_are_read(device: str) -> None:
+    from recemb.kernels.composed_bag import kernel
+
+    num_rows = 2**31 // 64 + 3
+    weight = torch.zeros(num_rows, 64, dtype=torch.float16, device=device)
+    weight[-1], weight[-2] = 1, 2
+    ids = torch.tensor([0, 1], device=device)
+    two = torch.full((1, 2), 2, device=device)
+    named = {"first_rows": num_rows - two, "num_rows": two, "divisors": two - 1}
+    named["combine"] = "product"
+    found = launch(kernel.composed_bag_forward, [weight, ids, None], named)
+    assert found[:, 0, -1].tolist() == [4, 1]
+
+
+@pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[5]], ids=str)
+def test_op_gives_every_gradient_on_a_device(options: dict[str, Any], device: str) -> None:
+    tensors, named = make("ragged", 8, **options)
+    out, grad, gradients = truth(tensors, named)
+    given, moved = lowered(tensors, named, device, torch.float32, torch.int64)
+    leaves = {k: moved[k].requires_grad_() for k in gradients if k != "weight"}
+    given[0].requires_grad_()
+    found = composed_bag(*given, **moved)
+    found.backward(grad.float().to(device))
+    close = {"atol": 5 * FLOAT32_ROUNDING, "rtol": 1e-4}
+    torch.testing.assert_close(found.cpu().double(), out, **close)
+    for name, leaf in {"weight": given[0], **leaves}.items():
+        torch.testing.assert_close(leaf.grad.cpu().double(), gradients[name], **close)
 
 
 def test_quotient_and_remainder_give_every_id_its_own_row() -> None:

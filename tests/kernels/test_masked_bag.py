@@ -227,6 +227,20 @@ def test_result_does_not_depend_on_the_block(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.slow  # 4.5 GB, which the interpreter copies
+def test_rows_beyond_two_to_the_31_elements_are_read(device: str) -> None:
+    from recemb.kernels.masked_bag import kernel
+
+    num_rows = 2**31 // 64 + 3
+    weight = torch.zeros(num_rows, 64, dtype=torch.float16, device=device)
+    weight[-1], weight[-2] = 1, 2
+    ids = torch.tensor([num_rows - 1, 0, num_rows - 2], device=device)
+    width = torch.tensor([64], device=device)
+    named = {"feature_widths": width, "num_features": 1}
+    found = launch(kernel.masked_bag_forward, [weight, ids, None], named)
+    assert found[:, 0, -1].tolist() == [1, 0, 2]
+
+
 def test_table_of_one_row_sums_every_gradient(device: str) -> None:
     weight = torch.full((1, 4), 0.3, device=device, requires_grad=True)
     ids = torch.zeros(50, dtype=torch.int64, device=device)

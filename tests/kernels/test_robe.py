@@ -264,6 +264,22 @@ def test_op_gives_every_gradient(options: dict[str, Any]) -> None:
         torch.testing.assert_close(leaf.grad, gradients[name])
 
 
+@pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[4]], ids=str)
+def test_op_gives_every_gradient_on_a_device(options: dict[str, Any], device: str) -> None:
+    tensors, named = make("ragged", **options)
+    out, grad, gradients = truth(tensors, named)
+    given, moved = lowered(tensors, named, device, torch.float32, torch.int64)
+    leaves = {"params": given[0], "weights": moved["weights"]}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    found = robe_bag(*given, **moved)
+    found.backward(grad.float().to(device))
+    close = {"atol": 5 * FLOAT32_ROUNDING, "rtol": 1e-4}
+    torch.testing.assert_close(found.cpu().double(), out, **close)
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad.cpu().double(), gradients[name], **close)
+
+
 def test_backward_op_agrees_with_autograd_and_leaves_parameters_alone() -> None:
     tensors, named = make("ragged", **OPTIONS[1])
     _, grad, gradients = truth(tensors, named)
