@@ -5,6 +5,7 @@ one table of 1,000,000 rows that all features share. Ids are uniform or follow Z
 1.05). The optimizer is row-wise Adagrad, sums are pooled, vectors and gradients are float32.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,9 +92,16 @@ class Case:
         shape = (self.batch_size, NUM_FEATURES * self.width)
         return torch.randn(shape, generator=generator) * 1e-3
 
-    def truth(self) -> "Contender":
-        """Return recemb's torch backend, whose every formula is tested against float64."""
-        return Recemb(self, "torch")
+    @cached_property
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors of the first batch before and after one step.
+
+        By recemb's torch backend, whose every formula is tested against float64.
+        """
+        tables = Recemb(self, "torch")
+        before = tables.forward(0).detach()
+        tables.step(0)
+        return before, tables.forward(0).detach()
 
     def moved_bytes(self, with_update: bool) -> tuple[int, int]:
         """Return bytes that one pass must move: counting every id's row, and distinct rows once."""
@@ -123,6 +131,14 @@ class Case:
         # Spread, so that frequent ids are not neighbours in memory; and any int64 if hashed.
         ids = ids * 2654435761 % (2**62 if self.is_hashed else rows)
         return ids
+
+
+@functools.cache
+def initial_weight(num_rows: int, width: int, dtype: str) -> Tensor:
+    """Return initial weights (num_rows, width), the same for everyone."""
+    generator = torch.Generator().manual_seed(2)
+    values = torch.empty(num_rows, width).uniform_(-0.01, 0.01, generator=generator)
+    return values.to(getattr(torch, dtype))
 
 
 def feature_names() -> list[str]:
@@ -159,13 +175,16 @@ def recemb_tables(case: Case, backend: Backend) -> PlannedTables:
         TableSpec(name=o.key, num_embeddings=r, embedding_dim=case.width, feature_names=(o.key,))
         for o, r in zip(outputs, case.num_rows, strict=True)
     ]
-    return PlannedTables(
+    made = PlannedTables(
         specs,
         LookupPlan(tables=tables, outputs=tuple(outputs)),
         optimizer=TableOptimizer(kind="rowwise_adagrad", learning_rate=LEARNING_RATE, eps=EPS),
         backend=backend,
-        initial={n: Initial(distribution="uniform", spread=0.01) for n in names},
+        initial={n: Initial(distribution="uniform", spread=0) for n in names},
     )
+    total = sum(t.num_rows for t in tables)
+    made.engine.stores[0].weight.copy_(initial_weight(total, case.width, case.dtype))
+    return made
 
 
 class Contender:
@@ -238,11 +257,10 @@ class Fbgemm(Contender):
             weights_precision=SparseType.from_dtype(getattr(torch, case.dtype)),
             output_dtype=SparseType.FP32,
         )
-        source = recemb_tables(case, "torch")
-        for target, table in zip(
-            self.tables.split_embedding_weights(), source.plan.tables, strict=True
-        ):
-            target.copy_(source.table(table.name))
+        first, weight = 0, initial_weight(sum(rows), case.width, case.dtype)
+        for target in self.tables.split_embedding_weights():
+            target.copy_(weight[first : first + target.shape[0]])
+            first += target.shape[0]
 
     def forward(self, k: int) -> Tensor:
         batch = self.case.batches[k]
@@ -270,9 +288,8 @@ class OneEmbeddingBag(Contender):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        source = recemb_tables(case, "torch")
-        self.weight = torch.cat([source.table(t.name) for t in source.plan.tables])
-        rows = [t.num_rows for t in source.plan.tables]
+        rows = case.num_rows[:1] if case.is_shared else case.num_rows
+        self.weight = initial_weight(sum(rows), case.width, case.dtype)
         firsts = [0] * NUM_FEATURES if case.is_shared else [sum(rows[:f]) for f in range(len(rows))]
         self.firsts = torch.tensor(firsts).unsqueeze(1)
 
@@ -319,12 +336,11 @@ class SparseBags(Contender):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        source = recemb_tables(case, "torch")
+        rows = case.num_rows[:1] if case.is_shared else case.num_rows
+        weight = initial_weight(sum(rows), case.width, case.dtype)
         self.bags = [
-            nn.EmbeddingBag.from_pretrained(
-                source.table(t.name), freeze=False, mode="sum", sparse=True
-            )
-            for t in source.plan.tables
+            nn.EmbeddingBag.from_pretrained(table, freeze=False, mode="sum", sparse=True)
+            for table in torch.split(weight, rows)
         ]
         self.trains = False
         self.note = "forward only: torch has no row-wise Adagrad"

@@ -3,21 +3,14 @@
 Shapes: `S` lookups, `n` ids of each.
 """
 
-import functools
-import shutil
-import warnings
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from recemb.kernels.hashing import reference
+from recemb.kernels.compiled import compile_for_cpu
 
 COMPILE_FROM = 1 << 15
 """Ids from which a batch is hashed by compiled code: below, PyTorch's own operations take less than
 a millisecond, and nobody waits for a compiler."""
-
-_Hash = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def hash_slots(keys: Tensor, seeds: Tensor, num_rows: Tensor, first_rows: Tensor) -> Tensor:
@@ -35,7 +28,7 @@ def hash_slots(keys: Tensor, seeds: Tensor, num_rows: Tensor, first_rows: Tensor
     """
     if keys.numel() < COMPILE_FROM or keys.device.type != "cpu" or torch.compiler.is_compiling():
         return _hash_slots(keys, seeds, num_rows, first_rows)
-    return _compiled()(keys, seeds, num_rows, first_rows)
+    return compile_for_cpu(_hash_slots)(keys, seeds, num_rows, first_rows)
 
 
 def _hash_slots(keys: Tensor, seeds: Tensor, num_rows: Tensor, first_rows: Tensor) -> Tensor:
@@ -53,16 +46,3 @@ def _fmix32(h: Tensor) -> Tensor:
     h = (h ^ ((h >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)
     h = (h ^ ((h >> 13) & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
     return h ^ ((h >> 16) & 0xFFFF)
-
-
-@functools.cache
-def _compiled() -> _Hash:
-    """Return the compiled function; PyTorch's own operations where there is no compiler."""
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        warnings.warn(
-            "recemb: there is no C++ compiler, so ids are hashed by PyTorch's own operations, which "
-            "take about thirty times as long; install g++ or clang",
-            stacklevel=4,
-        )
-        return _hash_slots
-    return torch.compile(_hash_slots, dynamic=True)

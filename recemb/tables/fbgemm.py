@@ -6,25 +6,16 @@ weights and state stay where they are, so that both backends read and write one 
 Shapes: `N` ids, `D` embedding_dim.
 """
 
-import importlib
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recemb.tables.fbgemm_ops import FLOAT32, SUM_POOLING, UPDATES, is_available, update_operator
 from recemb.tables.layout import Group
 from recemb.tables.lookup import Lookups
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.store import GroupStore
-
-_SUM_POOLING = 0
-_FLOAT32 = 0
-_KERNELS = {
-    "sgd": "split_embedding_backward_codegen_sgd_cpu",
-    "adagrad": "split_embedding_backward_codegen_adagrad_cpu",
-    "rowwise_adagrad": "split_embedding_backward_codegen_rowwise_adagrad_cpu",
-}
 
 
 def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device) -> str | None:
@@ -37,8 +28,8 @@ def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device
     reasons = {
         f"its kernels here run on the CPU, not on {device.type}": device.type
         not in ("cpu", "meta"),
-        f"its CPU kernels are {', '.join(_KERNELS)}, not {optimizer.kind}": optimizer.kind
-        not in _KERNELS,
+        f"its CPU kernels are {', '.join(UPDATES)}, not {optimizer.kind}": optimizer.kind
+        not in UPDATES,
         "its CPU kernels ignore weight_decay": optimizer.weight_decay > 0,
         "it updates touched rows only, not rows='all'": optimizer.rows == "all",
         f"widths must be multiples of 4, not {group.width}": group.width % 4 != 0,
@@ -48,7 +39,7 @@ def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device
     for reason, holds in reasons.items():
         if holds:
             return reason
-    if not _load():
+    if not is_available():
         return "fbgemm_gpu is not installed, or lacks the kernels; see `recemb doctor`"
     return None
 
@@ -71,7 +62,7 @@ class FbgemmUpdate:
         self._optimizer = store.optimizer
         self._width = store.group.width
         self._num_rows = store.group.num_rows
-        self._kernel: Any = getattr(torch.ops.fbgemm, _KERNELS[store.optimizer.kind])
+        self._kernel: Any = update_operator(store.optimizer.kind)
 
     def apply(
         self, store: GroupStore, lookups: Lookups, grad: Tensor, learning_rate: float
@@ -118,23 +109,11 @@ class FbgemmUpdate:
             (num * self._num_rows).bit_length(),
             lookups.rows.long(),
             offsets.long(),
-            _SUM_POOLING,
+            SUM_POOLING,
             None if lookups.scales is None else lookups.scales.detach(),
             False,
             *state,
             torch.tensor(learning_rate),
             *settings,
-            output_dtype=_FLOAT32,
+            output_dtype=FLOAT32,
         )
-
-
-def _load() -> bool:
-    """Return whether FBGEMM's kernels are there, importing it if needed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            importlib.import_module("fbgemm_gpu")
-            importlib.import_module("fbgemm_gpu.split_embedding_codegen_lookup_invokers")
-    except (ImportError, OSError):
-        return False
-    return all(hasattr(torch.ops.fbgemm, name) for name in _KERNELS.values())

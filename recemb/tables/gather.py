@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recemb.tables.fbgemm_ops import gather_half, is_available
+
 
 def gather_rows(buffer: Tensor, rows: Tensor) -> Tensor:
     """Return rows (N,) of `buffer` (R, D), or (R,), as float32; float64 stays."""
     if buffer.dtype not in (torch.float32, torch.float64):
+        if _is_served_by_fbgemm(buffer):
+            return gather_half(buffer, rows, torch.arange(rows.numel() + 1), None)
         return buffer.index_select(0, rows).float()
     if buffer.dim() == 1:
         return buffer.index_select(0, rows)
@@ -38,6 +42,8 @@ def gather_bags(buffer: Tensor, rows: Tensor, offsets: Tensor, scales: Tensor | 
         return F.embedding_bag(
             rows, buffer, offsets, mode="sum", per_sample_weights=scales, include_last_offset=True
         )
+    if _is_served_by_fbgemm(buffer) and (scales is None or not scales.requires_grad):
+        return gather_half(buffer, rows, offsets, scales)
     # embedding_bag rounds its sums to the buffer's type, so rows are widened first.
     places = torch.arange(rows.numel(), dtype=rows.dtype, device=rows.device)
     return F.embedding_bag(
@@ -48,6 +54,11 @@ def gather_bags(buffer: Tensor, rows: Tensor, offsets: Tensor, scales: Tensor | 
         per_sample_weights=scales,
         include_last_offset=True,
     )
+
+
+def _is_served_by_fbgemm(buffer: Tensor) -> bool:
+    is_half = buffer.dtype == torch.float16 and buffer.is_cpu and buffer.dim() == 2
+    return is_half and not buffer.requires_grad and is_available()
 
 
 def write_rows(buffer: Tensor, rows: Tensor, values: Tensor) -> None:

@@ -54,7 +54,9 @@ class Initial:
         """
         is_direct = target.device.type == "cpu" and target.dtype == torch.float32
         values = target if is_direct else torch.empty(target.shape)
-        if self.distribution == "normal":
+        if self.spread == 0:
+            values.fill_(self.mean)
+        elif self.distribution == "normal":
             values.normal_(self.mean, self.spread, generator=generator)
         else:
             low, high = self.mean - self.spread, self.mean + self.spread

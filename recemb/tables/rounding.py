@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from recemb.kernels.bag_update.reference import round_stochastically
+from recemb.kernels.compiled import compile_for_cpu
+
+COMPILE_FROM = 1 << 18
+"""Values from which a block is rounded by compiled code: below, it takes some milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,22 @@ class Rounding:
             values: float32.
             rows: (U,) which rows of the buffer they are.
         """
-        columns = torch.arange(values.shape[1], device=rows.device)
-        elements = rows.long().unsqueeze(1) * values.shape[1] + columns
-        return round_stochastically(values, elements, self.seed, self.dtype)
+        seed = torch.tensor(self.seed, device=values.device)
+        function = _round_to_half if self.dtype == torch.float16 else _round_to_bfloat16
+        if values.is_cpu and values.numel() >= COMPILE_FROM:
+            function = compile_for_cpu(function)
+        return function(values, rows, seed)
+
+
+def _round_to_half(values: Tensor, rows: Tensor, seed: Tensor) -> Tensor:
+    return _round(values, rows, seed, torch.float16)
+
+
+def _round_to_bfloat16(values: Tensor, rows: Tensor, seed: Tensor) -> Tensor:
+    return _round(values, rows, seed, torch.bfloat16)
+
+
+def _round(values: Tensor, rows: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    columns = torch.arange(values.shape[1], device=rows.device)
+    elements = rows.long().unsqueeze(1) * values.shape[1] + columns
+    return round_stochastically(values, elements, seed, dtype)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from recemb.kernels import compiled
 from recemb.kernels.hashing import kernel, reference, slots
 
 EDGES = [
@@ -115,11 +116,11 @@ def test_compiled_hash_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_hash_works_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     monkeypatch.setattr(slots, "COMPILE_FROM", 1)
-    slots._compiled.cache_clear()
+    compiled.compile_for_cpu.cache_clear()
     keys, seed, size = some_keys().unsqueeze(0), torch.tensor([[3]]), torch.tensor([[77]])
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
         found = slots.hash_slots(keys, seed, size, torch.tensor([[0]]))
-    slots._compiled.cache_clear()
+    compiled.compile_for_cpu.cache_clear()
     assert torch.equal(found, reference.hash_rows(keys, seed, size))

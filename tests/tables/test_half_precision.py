@@ -4,8 +4,10 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.tables import rounding as rounding_module
 from recemb.tables.full import full_tables
 from recemb.tables.optimizer import KINDS, TableOptimizer
+from recemb.tables.rounding import Rounding
 from recemb.tables.spec import TableSpec
 
 HALVES = ["float16", "bfloat16"]
@@ -96,3 +98,16 @@ def test_visiting_all_rows_moves_touched_rows_alike(dtype):
     for tables in (touched, visited):
         tables(batch).values().backward(torch.ones(3, WIDTH))
     assert torch.equal(touched.table("t"), visited.table("t"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compiled_rounding_has_the_same_bits(monkeypatch, dtype):
+    values = torch.randn(500, WIDTH) * torch.logspace(-9, 5, 500).unsqueeze(1)
+    values[:3] = torch.tensor([0.0, float("inf"), float("nan")]).unsqueeze(1)
+    rounding = Rounding(dtype=dtype, seed=2**32 - 5)
+    rows = torch.arange(500) * 10**9
+    expected = rounding.apply(values, rows)
+    monkeypatch.setattr(rounding_module, "COMPILE_FROM", 1)
+    found = rounding.apply(values, rows)
+    assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
