@@ -218,7 +218,7 @@ def composed_bag_forward(
 ) -> Tensor:
     """Return the pooled compositions (B, F, D); the arguments are those of the op.
 
-    `block_bags` is BLOCK_B, for tests; the result does not depend on it.
+    `block_bags` is BLOCK_B, for tests.
     """
     bag_tile.check_weight("composed_bag", weight)
     total_bags, num_features = bag_layout.num_bags(values, offsets), first_rows.shape[0]

@@ -169,7 +169,7 @@ def masked_bag_forward(
 ) -> Tensor:
     """Return the pooled masked rows (B, F, D); the arguments are those of the op.
 
-    `block_bags` is BLOCK_B, for tests; the result does not depend on it.
+    `block_bags` is BLOCK_B, for tests.
     """
     bag_tile.check_weight("masked_bag", weight)
     width, total_bags = weight.shape[1], bag_layout.num_bags(values, offsets)

@@ -224,7 +224,9 @@ def test_result_does_not_depend_on_the_block(device: str) -> None:
     assert torch.equal(first, launch(kernel.masked_bag_forward, given, moved, **all_of_them))
     first = launch(kernel.masked_bag_backward, given, moved, grad, **one)
     again = launch(kernel.masked_bag_backward, given, moved, grad, **all_of_them)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for one_block, other in zip(first, again, strict=True):
+        # Sums across a row may take another order in another block.
+        torch.testing.assert_close(one_block, other, atol=FLOAT32_ROUNDING, rtol=1e-4)
 
 
 @pytest.mark.slow  # 4.5 GB, which the interpreter copies
