@@ -9,6 +9,7 @@ from recemb.kernels.masked_bag.kernel import (
 
 _MASKS = {
     "rows and widths by id": (True, True, False),
+    "norms of prefixes": (True, True, False),
     "rows": (True, False, False),
     "widths by feature": (False, False, True),
 }
@@ -19,6 +20,7 @@ def aot_cases() -> list[AotCase]:
     kinds = [
         ("fp32", 16, False, "rows and widths by id"),
         ("fp32", 64, True, "rows and widths by id"),
+        ("fp32", 128, True, "norms of prefixes"),
         ("bf16", 128, True, "rows"),
         ("fp16", 64, False, "widths by feature"),
     ]
@@ -44,6 +46,7 @@ def _case(backward: bool, dtype: str, width: int, jagged: bool, masks: str) -> A
     outputs = ("grad_rows", "bag_thresholds", "grad_weights")
     signature |= dict.fromkeys(outputs, "*fp32") if backward else {"out": f"*{dtype}"}
     signature |= dict.fromkeys(("num_rows", "num_bags", "num_examples", "num_features"), "i32")
+    elements = 1024 if backward or (jagged and dtype == "fp32") else 2048
     return AotCase(
         name=f"{'backward' if backward else 'forward'} {dtype} D{width} "
         f"{'jagged weighted mean' if jagged else 'one id'} {masks}",
@@ -52,7 +55,7 @@ def _case(backward: bool, dtype: str, width: int, jagged: bool, masks: str) -> A
         constexprs={
             "D": width,
             "BLOCK_D": width,
-            "BLOCK_B": min((1024 if backward else 2048) // width, 128),
+            "BLOCK_B": min(elements // width, 128),
             "UNROLL": 2 if jagged else 1,
             "JAGGED": jagged,
             "WEIGHTED": jagged,
@@ -60,8 +63,8 @@ def _case(backward: bool, dtype: str, width: int, jagged: bool, masks: str) -> A
             "THRESHOLD": threshold,
             "LOOKUP_WIDTH": lookup_width,
             "FEATURE_WIDTH": feature_width,
-            "NORM": 2 if dtype == "bf16" else 1,
-            "NORM_OF_PREFIX": False,
+            "NORM": 2 if width == 128 else 1,
+            "NORM_OF_PREFIX": masks == "norms of prefixes",
         },
         num_warps=4,
         maxnreg=MAX_REGISTERS,

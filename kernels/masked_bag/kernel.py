@@ -177,7 +177,10 @@ def masked_bag_forward(
     out = torch.empty(num_examples, num_features, width, dtype=weight.dtype, device=weight.device)
     if not out.numel():
         return out
-    block = block_bags or bag_tile.bags_per_program(width, total_bags)
+    is_large = offsets is not None and weight.itemsize > 2
+    # Two steps of more float32 rows at a time would spill.
+    elements = 1024 if is_large else 2048
+    block = block_bags or bag_tile.bags_per_program(width, total_bags, elements=elements)
     optional = (offsets, thresholds, lookup_widths, feature_widths, weights)
     _masked_bag_forward_kernel[(triton.cdiv(total_bags, block),)](
         weight, values.contiguous(), *_pointers(optional, values), out,

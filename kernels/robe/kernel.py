@@ -138,7 +138,7 @@ def robe_bag_forward(
 ) -> Tensor:
     """Return the pooled rows (B, F, D); the arguments are those of the op.
 
-    `block_bags` is BLOCK_B, for tests; the result does not depend on it.
+    `block_bags` is BLOCK_B, for tests.
     """
     bag_tile.check_weight("robe_bag", params)
     total_bags, num_features = bag_layout.num_bags(values, offsets), seeds.shape[0]
@@ -146,7 +146,7 @@ def robe_bag_forward(
     out = torch.empty(num_examples, num_features, width, dtype=params.dtype, device=params.device)
     if not out.numel():
         return out
-    constants = tile(width, chunk_size, total_bags, backward=False)
+    constants = tile(width, chunk_size, total_bags)
     constants |= _options(offsets, sign_seeds, weights, aligned, mean, block_bags)
     _robe_bag_forward_kernel[(triton.cdiv(total_bags, constants["BLOCK_B"]),)](
         params, values.contiguous(), *_pointers((offsets, seeds, sign_seeds, weights), values), out,
@@ -181,7 +181,7 @@ def robe_bag_backward(
     )
     if not total_bags:
         return made
-    constants = tile(width, chunk_size, total_bags, backward=True)
+    constants = tile(width, chunk_size, total_bags)
     constants |= _options(offsets, sign_seeds, weights, aligned, mean, block_bags)
     _robe_bag_backward_kernel[(triton.cdiv(total_bags, constants["BLOCK_B"]),)](
         grad.contiguous(), params, values.contiguous(),
@@ -192,16 +192,15 @@ def robe_bag_backward(
     return made
 
 
-def tile(width: int, chunk_size: int, num_bags: int, *, backward: bool) -> dict[str, int]:
+def tile(width: int, chunk_size: int, num_bags: int) -> dict[str, int]:
     """Return the constexprs of a program's shape; padding of C and Z counts as elements."""
     num_chunks = triton.cdiv(width, chunk_size)
     block_c, block_z = triton.next_power_of_2(num_chunks), triton.next_power_of_2(chunk_size)
-    elements = 1024 if backward else 2048
     return {
         "D": width,
         "Z": chunk_size,
         "C": num_chunks,
-        "BLOCK_B": bag_tile.bags_per_program(block_c * block_z, num_bags, elements=elements),
+        "BLOCK_B": bag_tile.bags_per_program(block_c * block_z, num_bags, elements=1024),
         "BLOCK_C": block_c,
         "BLOCK_Z": block_z,
     }
