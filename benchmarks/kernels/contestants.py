@@ -129,8 +129,7 @@ class Case:
         else:
             ids = (u * rows).long()
         # Spread, so that frequent ids are not neighbours in memory; and any int64 if hashed.
-        ids = ids * 2654435761 % (2**62 if self.is_hashed else rows)
-        return ids
+        return ids * 2654435761 % (2**62 if self.is_hashed else rows)
 
 
 @functools.cache

@@ -3,9 +3,9 @@
     python benchmarks/kernels/tables.py [--quick] [--threads 2] [--rounds 7] [--filter D16]
 
 Before anything is timed, every contender's vectors, and the rows after one update, are compared
-with recemb's torch backend; a contender that differs is reported as wrong and not timed. Contenders take
-turns within a round, so that a busy machine slows all of them alike; the ratio to recemb is taken
-within a round. Rows go to benchmarks/results/tables_cpu.{csv,md}.
+with recemb's torch backend; a contender that differs is reported as wrong and not timed. Contenders
+take turns within a round, so that a busy machine slows all of them alike; the ratio to recemb is
+taken within a round. Rows go to benchmarks/results/tables_cpu.{csv,md}.
 """
 
 import argparse

@@ -204,7 +204,7 @@ def dense_gradient(grad: Tensor, runs: Runs, num_rows: int) -> Tensor:
     return dense
 
 
-def random_bits(seed: int, elements: Tensor) -> Tensor:
+def random_bits(seed: int | Tensor, elements: Tensor) -> Tensor:
     """Return 32 random bits for each element, int64 in [0, 2^32).
 
     The bits depend on nothing but seed and element: fmix32(fmix32(low32(e) ^ seed) ^ high32(e)).
@@ -217,7 +217,9 @@ def random_bits(seed: int, elements: Tensor) -> Tensor:
     return fmix32(low ^ ((elements >> 32) & _MASK32))
 
 
-def round_stochastically(values: Tensor, elements: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+def round_stochastically(
+    values: Tensor, elements: Tensor, seed: int | Tensor, dtype: torch.dtype
+) -> Tensor:
     """Return `values` in `dtype`, rounded up or down with the probability that makes no bias.
 
     A value of the narrow type stays itself; others move to one of their two neighbours, which

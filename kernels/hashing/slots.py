@@ -28,7 +28,8 @@ def hash_slots(keys: Tensor, seeds: Tensor, num_rows: Tensor, first_rows: Tensor
     """
     if keys.numel() < COMPILE_FROM or keys.device.type != "cpu" or torch.compiler.is_compiling():
         return _hash_slots(keys, seeds, num_rows, first_rows)
-    return compile_for_cpu(_hash_slots)(keys, seeds, num_rows, first_rows)
+    rows: Tensor = compile_for_cpu(_hash_slots)(keys, seeds, num_rows, first_rows)
+    return rows
 
 
 def _hash_slots(keys: Tensor, seeds: Tensor, num_rows: Tensor, first_rows: Tensor) -> Tensor:

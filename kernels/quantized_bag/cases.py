@@ -1,0 +1,47 @@
+"""What is compiled ahead of time: every number of bits, one id and jagged, each output type."""
+
+from recemb.kernels.aot import AotCase
+from recemb.kernels.bag_tile import MAX_REGISTERS
+from recemb.kernels.quantized_bag.kernel import _quantized_bag_kernel
+from recemb.kernels.quantized_bag.reference import row_bytes
+
+
+def aot_cases() -> list[AotCase]:
+    """Return the configurations that must compile for every target."""
+    return [
+        _case(bits, width, out, jagged)
+        for bits, width, out, jagged in [
+            (8, 16, "fp32", False),
+            (8, 64, "fp32", True),
+            (8, 128, "bf16", True),
+            (4, 64, "fp16", False),
+            (4, 128, "fp32", True),
+            (2, 64, "fp32", False),
+            (2, 128, "bf16", True),
+        ]
+    ]
+
+
+def _case(bits: int, width: int, out: str, jagged: bool) -> AotCase:
+    signature = {"packed": "*u8", "halves": "*fp16", "values": "*i64", "offsets": "*i64"}
+    signature |= {"weights": "*fp32", "out": f"*{out}"}
+    signature |= dict.fromkeys(("num_bags", "num_examples", "num_features"), "i32")
+    payload = width * bits // 8
+    return AotCase(
+        name=f"int{bits} D{width} {out} {'jagged weighted mean' if jagged else 'one id'}",
+        kernel=_quantized_bag_kernel,
+        signature=signature,
+        constexprs={
+            "P": payload,
+            "LD": row_bytes(width, bits),
+            "BITS": bits,
+            "BLOCK_P": payload,
+            "BLOCK_B": min(2048 // width, 128),
+            "UNROLL": 2 if jagged else 1,
+            "JAGGED": jagged,
+            "WEIGHTED": jagged,
+            "MEAN": jagged,
+        },
+        maxnreg=MAX_REGISTERS,
+        max_registers=MAX_REGISTERS,
+    )
