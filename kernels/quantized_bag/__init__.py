@@ -41,8 +41,8 @@ def quantize_rows(weight: Tensor, bits: int) -> Tensor:
     scale_bias = torch.cat([(high - low) / (2**bits - 1), low], dim=1).to(torch.float16)
     if not bool(scale_bias.isfinite().all()):
         raise ValueError(
-            "quantize_rows: a row has an element that is not finite or a range beyond float16 "
-            "(65504); clip or scale the weights"
+            "quantize_rows: a row has an element that is not finite, or needs a scale or bias "
+            "beyond float16's 65504; clip or scale the weights"
         )
     scale, bias = scale_bias.to(rows.dtype).split(1, dim=1)
     codes = (rows - bias) / torch.where(scale > 0, scale, 1)

@@ -1,0 +1,121 @@
+"""Quantised rows: what rounding may lose, and the pooled lookup against float64."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from recemb.kernels.quantized_bag import dequantize_rows, quantize_rows, quantized_bag, reference
+
+# Up to five products of order one, added in float32, then stored in the result's type.
+ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+LENGTHS = {"one id": None, "ragged": [2, 0, 1, 5, 1, 3], "all empty": [0, 0, 0, 0]}
+
+
+def table(width: int, rows: int = 7) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(width))
+
+
+def bags(lengths: str, rows: int) -> tuple[Tensor, Tensor | None]:
+    cuts = LENGTHS[lengths]
+    offsets = None if cuts is None else torch.tensor([0, *cuts]).cumsum(0)
+    num_ids = 6 if offsets is None else int(offsets[-1])
+    return torch.randint(-1, rows, (num_ids,), generator=torch.Generator().manual_seed(1)), offsets
+
+
+def by_definition(packed: Tensor, values: Tensor, offsets: Tensor | None, width: int, bits: int,
+                  weights: Tensor | None, mean: bool) -> Tensor:  # fmt: skip
+    """Return two features' bags by loops over bits, ids and bags, in float64."""
+    planes = 8 // bits
+    payload = width // planes
+    cuts = list(range(len(values) + 1)) if offsets is None else offsets.tolist()
+    out = torch.zeros(len(cuts) - 1, width, dtype=torch.float64)
+    for bag, (start, stop) in enumerate(itertools.pairwise(cuts)):
+        present = [i for i in range(start, stop) if values[i] >= 0]
+        for i in present:
+            row = packed[values[i]]
+            scale, bias = row[-4:].view(torch.float16).double()
+            codes = [(int(row[d % payload]) >> (bits * (d // payload))) % 2**bits
+                     for d in range(width)]  # fmt: skip
+            a = 1.0 if weights is None else float(weights[i])
+            out[bag] += a * (torch.tensor(codes).double() * scale + bias)
+        if mean:
+            out[bag] /= max(len(present), 1)
+    return out.view(2, -1, width).transpose(0, 1)
+
+
+@pytest.mark.parametrize(("bits", "width"), [(8, 1), (8, 63), (4, 6), (4, 64), (2, 4), (2, 64)])
+def test_quantised_element_is_within_half_a_step(bits: int, width: int) -> None:
+    weight = table(width)
+    steps = (weight.amax(1) - weight.amin(1)) / (2**bits - 1)
+    error = (dequantize_rows(quantize_rows(weight, bits), width, bits) - weight).abs().amax(1)
+    # float16 keeps 11 bits of scale and bias; the scale's error counts once per level.
+    slack = 2.0**-11 * ((2**bits - 1) * steps + weight.abs().amax(1))
+    assert (error <= steps / 2 + slack + 1e-6).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_constant_row_is_exact(bits: int) -> None:
+    weight = torch.full((2, 8), 0.25)
+    assert torch.equal(dequantize_rows(quantize_rows(weight, bits), 8, bits), weight)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(
+    ("bits", "width", "out", "index"),
+    [(8, 63, torch.float32, torch.int64), (4, 6, torch.float16, torch.int32),
+     (2, 64, torch.bfloat16, torch.int64), (2, 4, torch.float32, torch.int32)],
+)  # fmt: skip
+@pytest.mark.parametrize("weighted_mean", [False, True])
+def test_kernel_equals_definition(
+    lengths: str, bits: int, width: int, out: torch.dtype, index: torch.dtype,
+    weighted_mean: bool, device: str,
+) -> None:  # fmt: skip
+    from recemb.kernels.quantized_bag import kernel
+
+    packed = quantize_rows(table(width), bits)
+    values, offsets = bags(lengths, 7)
+    weights = torch.linspace(-1, 1, len(values)) if weighted_mean else None
+    expected = by_definition(packed, values, offsets, width, bits, weights, weighted_mean)
+    arguments = [packed, values.to(index), offsets, weights]
+    arguments = [t if t is None else t.to(device) for t in arguments]
+    rest = (width, bits, 2, weighted_mean, out)
+    found = kernel.quantized_bag_forward(*arguments, *rest)
+    assert found.dtype == out
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=ROUNDING[out],
+                               atol=ROUNDING[out])  # fmt: skip
+    assert torch.equal(found, kernel.quantized_bag_forward(*arguments, *rest))
+    exact = reference.forward(packed, values, offsets, weights, *rest[:-1], torch.float64)
+    torch.testing.assert_close(exact, expected)
+
+
+def test_op_passes_opcheck() -> None:
+    values, offsets = bags("ragged", 7)
+    packed = quantize_rows(table(8), 4)
+    torch.library.opcheck(
+        torch.ops.recemb.quantized_bag,
+        (packed, values, offsets, None, 8, 4, 2, True, torch.float16),
+    )
+
+
+def test_op_compiles_to_one_graph() -> None:
+    values, offsets = bags("ragged", 7)
+    packed = quantize_rows(table(8), 4)
+
+    def look_up(packed: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+        return quantized_bag(packed, values, offsets, width=8, bits=4, num_features=2)
+
+    compiled = torch.compile(look_up, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(packed, values, offsets), look_up(packed, values, offsets))
+
+
+@pytest.mark.parametrize(("bits", "width"), [(3, 8), (4, 7), (2, 6), (8, 0)])
+def test_bits_that_do_not_fit_are_refused(bits: int, width: int) -> None:
+    with pytest.raises(ValueError, match="quantize_rows"):
+        quantize_rows(torch.zeros(1, width), bits)
+
+
+def test_bias_beyond_half_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="65504"):
+        quantize_rows(torch.tensor([[-1e6, 0.0]]), 8)
