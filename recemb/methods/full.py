@@ -42,19 +42,21 @@ class Full(Method):
     ) -> Plan:
         """Return the full size, which is the only one; a smaller budget is infeasible."""
         device = torch.device("meta")
-        storage = self.build(specs, optimizer=None, seed=0, device=device).storage()
+        storage = self.build(specs, stats, None, optimizer=None, seed=0, device=device).storage()
         fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         return Plan(storage=storage, budget=budget, is_feasible=fits)
 
     def build(
         self,
         specs: Sequence[TableSpec],
+        stats: IdCounts,
+        budget: Budget | None,
         *,
         optimizer: TableOptimizer | None,
         seed: int,
         device: torch.device,
     ) -> PlannedTables:
-        """Return untrained full tables."""
+        """Return untrained full tables, whatever the budget; `plan` says whether it fits."""
         return full_tables(
             specs,
             optimizer=optimizer,

@@ -13,7 +13,7 @@ from recemb.kernels.hashing.slots import hash_slots
 from recemb.tables.bags import Bags
 from recemb.tables.layout import Slot, Unit
 from recemb.tables.lookup import Lookups
-from recemb.tables.program import ABSENT, Buffers, Hash, Offset, reads_buffer, run_program
+from recemb.tables.program import ABSENT, Buffers, Hash, Offset, may_be_absent, run_program
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Addresses(nn.Module):
         self.dtype = dtype
         self.is_plain = all(isinstance(form, _Linear) for form in self._forms)
         self._is_hashed = all(isinstance(form, _Hashed) for form in self._forms)
-        self._has_absent = any(reads_buffer(slot.lookup.program) for slot in self._slots)
+        self._has_absent = any(may_be_absent(slot.lookup.program) for slot in self._slots)
         # Whether lookup s reads the ids of feature s, so that they need not be repeated.
         self._sources = unit.sources
         self._is_direct = self._sources == tuple(range(len(unit.outputs)))

@@ -166,6 +166,8 @@ class Method(abc.ABC):
     def build(
         self,
         specs: Sequence[TableSpec],
+        stats: IdCounts,
+        budget: Budget | None,
         *,
         optimizer: TableOptimizer | None,
         seed: int,
@@ -175,6 +177,8 @@ class Method(abc.ABC):
 
         Args:
             specs: the tables.
+            stats: as for `plan`.
+            budget: as for `plan`.
             optimizer: how rows are updated in the backward pass; None leaves it to torch.optim.
             seed: of the initial weights.
             device: where the tables live.
@@ -185,6 +189,13 @@ class Method(abc.ABC):
 
         A method of several stages overrides this with ordinary code.
         """
-        tables = self.build(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device)
+        tables = self.build(
+            ctx.specs,
+            ctx.id_counts,
+            ctx.budget,
+            optimizer=ctx.optimizer,
+            seed=ctx.seed,
+            device=ctx.device,
+        )
         ctx.fit(tables, stage="train")
         return tables

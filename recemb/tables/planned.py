@@ -3,7 +3,7 @@
 Shapes: `B` examples, `N` ids, `D` embedding_dim.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from recemb.tables.gather import gather_rows
 from recemb.tables.initial import Initial
 from recemb.tables.layout import lay_out
 from recemb.tables.lookup_plan import LookupPlan
-from recemb.tables.named_buffers import NamedBuffers
+from recemb.tables.named_tensors import NamedTensors
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.program import run_program
 from recemb.tables.spec import TableSpec
@@ -48,8 +48,8 @@ class PlannedTables(Tables):
         bounds: what happens to an id that its output does not have, see `BoundsCheck`.
         buffers: what address and row programs read, by name.
         initial: how each physical table's weights are drawn, by its name; integers start at 0.
-        projections: the initial value of each projection, by its name; None draws it uniformly, as
-            nn.Linear does.
+        projections: the initial value of each projection, by its name; the others are drawn so
+            that vectors keep the rows' standard deviation.
         seed: of the initial weights.
         device: where the tables live; "meta" allocates nothing.
 
@@ -77,6 +77,8 @@ class PlannedTables(Tables):
         self.optimizer = optimizer
         self.backend: Backend = backend
         self._output_of = {output.key: output for output in plan.outputs}
+        # A plan may give a feature another width than its spec, as Unified Embedding does.
+        self.embedding_dims = {o.key: o.embedding_dim for o in plan.outputs if o.key in self.keys}
         self._check_outputs()
         self._bounds = BoundsCheck(bounds)
         self._device = torch.device("cpu" if device is None else device)
@@ -90,11 +92,13 @@ class PlannedTables(Tables):
             buffers=self.plan_buffers,
             device=self._device,
         )
-        self.projections = nn.ParameterDict(
+        self.projections = NamedTensors(
             {
                 p.name: torch.empty(p.in_width, p.out_width, device=self._device)
                 for p in plan.projections
-            }
+            },
+            self._device,
+            is_trained=True,
         )
         widths = [group.width for group in layout.groups]
         self._composers = [
@@ -187,7 +191,7 @@ class PlannedTables(Tables):
         serve = {"weights": sum(store.weight.nbytes for store in stores)}
         for part, tensors in (
             ("buffers", (t for _, t in self.plan_buffers.items())),
-            ("projections", self.projections.values()),
+            ("projections", (t for _, t in self.projections.items())),
         ):
             if num_bytes := sum(t.nbytes for t in tensors):
                 serve[part] = num_bytes
@@ -215,8 +219,7 @@ class PlannedTables(Tables):
         for buffer, copy in zip(mine.units.buffers(), its.units.buffers(), strict=True):
             copy.copy_(buffer)
         frozen.plan_buffers.share(self.plan_buffers)
-        for name, matrix in self.projections.items():
-            frozen.projections[name] = nn.Parameter(matrix.detach(), requires_grad=False)
+        frozen.projections.share(self.projections)
         return frozen.eval()
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -257,19 +260,16 @@ class PlannedTables(Tables):
         Raises:
             ValueError: if they do not.
         """
-        expected = {
-            key: (feature, spec.embedding_dim, spec.pooling)
-            for key, (spec, feature) in self.outputs.items()
-        }
-        planned = {o.key: (o.feature, o.embedding_dim, o.pooling) for o in self.plan.outputs}
+        expected = {key: (feature, spec.pooling) for key, (spec, feature) in self.outputs.items()}
+        planned = {o.key: (o.feature, o.pooling) for o in self.plan.outputs}
         if list(expected.items()) != list(planned.items()):
             wrong = [k for k in {**expected, **planned} if expected.get(k) != planned.get(k)]
             raise ValueError(
-                f"PlannedTables: plan and specs differ in feature, embedding_dim, pooling or order "
-                f"of {wrong or 'their keys'}; make one output of the plan for each key of the specs"
+                f"PlannedTables: plan and specs differ in feature, pooling or order of "
+                f"{wrong or 'their keys'}; make one output of the plan for each key of the specs"
             )
 
-    def _checked(self, buffers: Mapping[str, Tensor]) -> NamedBuffers:
+    def _checked(self, buffers: Mapping[str, Tensor]) -> NamedTensors:
         """Return the buffers, if they are what the plan needs.
 
         Raises:
@@ -287,7 +287,13 @@ class PlannedTables(Tables):
                         f"PlannedTables: buffer '{name}' holds {largest}, but the plan says that "
                         f"its values are below {limit}"
                     )
-        return NamedBuffers(buffers, self._device)
+        return NamedTensors(buffers, self._device)
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the names, for a state_dict, and the tensors that are not rows."""
+        for part, tensors in (("buffers", self.plan_buffers), ("projections", self.projections)):
+            for name, tensor in tensors.items():
+                yield f"{part}.{name}", tensor
 
     def _initialise(
         self, seed: int, initial: Mapping[str, Initial], projections: Mapping[str, Tensor]
@@ -306,8 +312,9 @@ class PlannedTables(Tables):
             if projection.name in projections:
                 matrix.copy_(projections[projection.name])
             else:
-                bound = projection.in_width**-0.5
-                matrix.copy_(torch.empty(matrix.shape).uniform_(-bound, bound, generator=generator))
+                drawn = torch.empty(matrix.shape).uniform_(-1, 1, generator=generator)
+                # A root mean square of 1 / sqrt(in_width) keeps the rows' standard deviation.
+                matrix.copy_(drawn / drawn.square().sum(dim=0).mean().sqrt())
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -323,8 +330,8 @@ class PlannedTables(Tables):
                 destination[prefix + name] = tensor if keep_vars else tensor.detach()
             for name in store.step_names():
                 destination[prefix + name] = torch.tensor(store.step)
-        for name, tensor in self.plan_buffers.items():
-            destination[f"{prefix}buffers.{name}"] = tensor
+        for name, tensor in self._named_tensors():
+            destination[prefix + name] = tensor if keep_vars else tensor.detach()
 
     def _load_from_state_dict(
         self,
@@ -336,11 +343,11 @@ class PlannedTables(Tables):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        expected = {f"{prefix}projections.{name}" for name in self.projections}
+        expected = set()
         for store in self.engine.stores:
             expected |= store.load(state_dict, prefix, missing_keys, error_msgs)
-        for name, target in self.plan_buffers.items():
-            key = f"{prefix}buffers.{name}"
+        for name, target in self._named_tensors():
+            key = prefix + name
             expected.add(key)
             if key not in state_dict:
                 missing_keys.append(key)
@@ -350,7 +357,7 @@ class PlannedTables(Tables):
                     f"{tuple(state_dict[key].shape)}"
                 )
             else:
-                target.copy_(state_dict[key])
+                target.detach().copy_(state_dict[key])
         if strict:
             unexpected_keys.extend(
                 key for key in state_dict if key.startswith(prefix) and key not in expected

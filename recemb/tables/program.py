@@ -147,10 +147,12 @@ class Remap:
     Attributes:
         buffer: its name among the tables' buffers, int32 or int64, (num_ids,) or (num_ids, K).
         column: which column of a buffer of codes; None for a buffer of one dimension.
+        is_total: whether no id is ABSENT, which makes lookups of one id per bag cheaper.
     """
 
     buffer: str
     column: int | None = None
+    is_total: bool = False
 
     def __str__(self) -> str:
         return f"{self.buffer}[id{'' if self.column is None else f', {self.column}'}]"
@@ -199,9 +201,9 @@ def program_limit(program: Program, limit: int | None, sizes: Mapping[str, int])
     return limit
 
 
-def reads_buffer(program: Program) -> bool:
-    """Return whether `program` has a Remap, so that a row may be ABSENT."""
-    return any(isinstance(step, Remap) for step in program)
+def may_be_absent(program: Program) -> bool:
+    """Return whether `program` has a Remap that can give ABSENT."""
+    return any(isinstance(step, Remap) and not step.is_total for step in program)
 
 
 def program_to_json(program: Program) -> list[dict[str, Any]]:

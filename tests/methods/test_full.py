@@ -20,7 +20,9 @@ FULL_BYTES = 4 * (10 * 8 + 20 * 1)
 
 
 def build(method):
-    return method.build(SPECS, optimizer=TableOptimizer(), seed=1, device=torch.device("cpu"))
+    return method.build(
+        SPECS, {}, None, optimizer=TableOptimizer(), seed=1, device=torch.device("cpu")
+    )
 
 
 def test_the_plan_is_the_full_size():

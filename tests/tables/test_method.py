@@ -1,5 +1,7 @@
 """Budgets, plans, and the default recipe."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 
@@ -50,6 +52,8 @@ def test_the_default_recipe_builds_and_fits_once():
         optimizer = TableOptimizer(kind="sgd")
         seed = 3
         device = torch.device("cpu")
+        budget = None
+        id_counts = MappingProxyType({})
         fitted = ()
 
         def fit(self, tables, *, stage, model="fresh"):

@@ -55,7 +55,7 @@ class Recemb:
         model_class = get_class(config.model._target_)
         specs = table_specs(model_class, self.schema, embedding_dim=config.embedding_dim)
         tables = instantiate(config.embedding).build(
-            specs, optimizer=optimizer, seed=task.seed, device=torch.device("cpu")
+            specs, {}, None, optimizer=optimizer, seed=task.seed, device=torch.device("cpu")
         )
         options = instantiate(config.model, _partial_=True).keywords
         widths = list(tables.embedding_dims.values())[: len(FEATURES)]

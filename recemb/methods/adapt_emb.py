@@ -1,0 +1,120 @@
+"""AdaptEmb: frequent ids have rows of their own, rare ones share the rest.
+
+    e(i) = E[rank(i)] if rank(i) < head, else E[head + h(i)]
+
+Source: DeepRec's adaptive embedding (Alibaba), as described in the VLDB 2024 study of Zhang et al.
+Departures: the tail is hashed by a mixing hash instead of modulo, and the remap of every id to its
+rank counts against the budget.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from recemb.ids.hashing import hash_seed
+from recemb.tables.blueprint import Blueprint, PlannedMethod, largest
+from recemb.tables.initial import Initial
+from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
+from recemb.tables.method import Budget, IdCounts
+from recemb.tables.program import Hash, Program, Remap
+from recemb.tables.spec import TableSpec, output_keys
+
+_STEPS = 1 << 16
+
+
+class AdaptEmb(PlannedMethod):
+    """Rows in proportion to ids; `head_share` of them belong to one frequent id each.
+
+    Frequencies are those of the training split; ids of equal frequency are ordered by id. Without
+    frequencies (no statistics for the feature) the ids themselves are taken to be ranks.
+
+    Args:
+        head_share: of a table's rows.
+        exact_below: tables of at most so many ids are not compressed.
+        init_std: of the initial vectors; None for the uniform distribution of DLRM.
+        hash_seed: of the hash functions.
+
+    Raises:
+        ValueError: if `head_share` is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        head_share: float = 0.5,
+        exact_below: int = 100,
+        init_std: float | None = None,
+        hash_seed: int = 0,
+    ) -> None:
+        if not 0 <= head_share < 1:
+            raise ValueError(f"AdaptEmb: head_share must be in [0, 1), got {head_share}")
+        self.head_share = head_share
+        self.exact_below = exact_below
+        self.init_std = init_std
+        self.hash_seed = hash_seed
+
+    def blueprint(
+        self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None
+    ) -> Blueprint:
+        """Return the largest blueprint within `budget`, or the smallest there is."""
+        ranks = {
+            spec.name: _ranks(spec, stats)
+            for spec in specs
+            if spec.num_embeddings > self.exact_below
+        }
+        return largest(lambda size: self._of(specs, ranks, size), budget, specs, most=_STEPS)
+
+    def _of(self, specs: Sequence[TableSpec], ranks: dict[str, Tensor], size: int) -> Blueprint:
+        tables, initial, buffers, limits = [], {}, {}, {}
+        programs: dict[str, Program] = {}
+        for spec in specs:
+            num_ids = spec.num_embeddings
+            rows = max(1, num_ids * size // _STEPS)
+            programs[spec.name] = ()
+            # A remap costs 4 bytes an id; where that is more than is saved, the table stays.
+            saved = 4 * spec.embedding_dim * (num_ids - rows)
+            if spec.name in ranks and saved > 4 * num_ids:
+                name = f"{spec.name}_rank"
+                buffers[name], limits[name] = ranks[spec.name], num_ids
+                seed = hash_seed(self.hash_seed, spec.feature_names[0])
+                exact = min(int(rows * self.head_share), rows - 1)
+                programs[spec.name] = (
+                    Remap(buffer=name, is_total=True),
+                    Hash(seed=seed, num_rows=rows, exact=exact),
+                )
+                num_ids = rows
+            tables.append(PhysicalTable(name=spec.name, num_rows=num_ids, width=spec.embedding_dim))
+            std = self.init_std
+            std = Initial.dlrm(spec.num_embeddings).std if std is None else std
+            initial[spec.name] = Initial(distribution="uniform", spread=std * 3**0.5)
+        outputs = tuple(
+            Output(
+                key=key,
+                feature=feature,
+                owner=spec.name,
+                num_ids=spec.num_embeddings,
+                embedding_dim=spec.embedding_dim,
+                pooling=spec.pooling,
+                lookups=(VirtualLookup(table=spec.name, program=programs[spec.name]),),
+            )
+            for key, (spec, feature) in output_keys(specs).items()
+        )
+        return Blueprint(
+            plan=LookupPlan(tables=tuple(tables), outputs=outputs, buffers=limits),
+            buffers=buffers,
+            initial=initial,
+            parameters={"rows": {t.name: t.num_rows for t in tables}},
+        )
+
+
+def _ranks(spec: TableSpec, stats: IdCounts) -> Tensor:
+    """Return the rank of each id (num_embeddings,) int32, the most frequent first."""
+    counts = [stats[f] for f in spec.feature_names if f in stats]
+    if not counts:
+        return torch.arange(spec.num_embeddings, dtype=torch.int32)
+    total = torch.stack(list(counts)).sum(dim=0)
+    order = torch.sort(total, descending=True, stable=True).indices
+    ranks = torch.empty(spec.num_embeddings, dtype=torch.int32)
+    ranks[order] = torch.arange(spec.num_embeddings, dtype=torch.int32)
+    return ranks

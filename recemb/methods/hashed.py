@@ -1,0 +1,185 @@
+"""What the hashing methods share: several hashed rows per id, combined into its vector.
+
+A method of this family is a choice of: how many rows an id has, how wide they are, how they are
+combined, and whether each feature has a table of its own or all share one (feature multiplexing;
+Coleman et al., "Unified Embedding", NeurIPS 2023).
+
+The rows are drawn so that the combined vector has the standard deviation s that is asked for: with
+k rows, s for a concatenation, s / sqrt(k) for a sum, s sqrt(k) for a mean, and s sqrt(3 / k) for a
+sum with weights that are drawn uniformly from +-1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from recemb.ids.hashing import hash_seed
+from recemb.tables.blueprint import Blueprint, largest
+from recemb.tables.initial import Initial
+from recemb.tables.lookup_plan import Combine, LookupPlan, Output, PhysicalTable, VirtualLookup
+from recemb.tables.method import Budget
+from recemb.tables.program import Hash, Offset, Program
+from recemb.tables.spec import TableSpec, output_keys
+
+Scope = Literal["per_feature", "multiplexed"]
+
+_STEPS = 1 << 20
+"""The size of all tables is one in so many steps of their full size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashedRows:
+    """How a method of the family stores an id.
+
+    Attributes:
+        num_lookups: rows of an id, given its table.
+        row_width: width of a row, given the table's embedding_dim.
+        combine: how rows become a vector.
+        scope: whether each table is hashed into rows of its own, or all tables of one row width
+            into the same.
+        exact_below: tables of at most so many ids keep a row (for each lookup) of its own for
+            every id.
+        init_std: standard deviation of the initial vectors; None for that of `Initial.dlrm`.
+        seed: of the hash functions.
+        importance_rows: rows of importance weights over the ids of a table, for "weighted".
+    """
+
+    num_lookups: Callable[[TableSpec], int]
+    row_width: Callable[[int], int]
+    combine: Combine = "concat"
+    scope: Scope = "per_feature"
+    exact_below: int = 0
+    init_std: float | None = None
+    seed: int = 0
+    importance_rows: float = 0.0
+
+    def blueprint(self, specs: Sequence[TableSpec], budget: Budget | None) -> Blueprint:
+        """Return the largest blueprint within `budget`, or the smallest there is."""
+        return largest(lambda size: self._of_size(specs, size), budget, specs, most=_STEPS)
+
+    def _of_size(self, specs: Sequence[TableSpec], size: int) -> Blueprint:
+        """Return the blueprint whose hashed rows have size / _STEPS of the full bytes."""
+        tables: list[PhysicalTable] = []
+        initial: dict[str, Initial] = {}
+        programs: dict[str, tuple[str, list[Program]]] = {}
+        for members in self._shares(specs):
+            width = self.row_width(members[0].embedding_dim)
+            name = members[0].name if len(members) == 1 else f"shared_{width}"
+            num_rows = self._lay_out(members, width, size, name, programs)
+            tables.append(PhysicalTable(name=name, num_rows=num_rows, width=width))
+            initial[name] = self._initial(members)
+        importance: dict[str, VirtualLookup] = {}
+        if self.combine == "weighted":
+            for spec in specs:
+                weights = self._importance(spec, size)
+                tables.append(weights)
+                initial[weights.name] = Initial(distribution="uniform", spread=1.0)
+                importance[spec.name] = VirtualLookup(
+                    table=weights.name, program=self._importance_program(spec, weights.num_rows)
+                )
+        outputs = []
+        for key, (spec, feature) in output_keys(specs).items():
+            table, its = programs[spec.name]
+            width = self.row_width(spec.embedding_dim)
+            outputs.append(
+                Output(
+                    key=key,
+                    feature=feature,
+                    owner=spec.name,
+                    num_ids=spec.num_embeddings,
+                    embedding_dim=width * len(its) if self.combine == "concat" else width,
+                    pooling=spec.pooling,
+                    lookups=tuple(VirtualLookup(table=table, program=p) for p in its),
+                    combine=self.combine,
+                    importance=importance.get(spec.name),
+                )
+            )
+        return Blueprint(
+            plan=LookupPlan(tables=tuple(tables), outputs=tuple(outputs)),
+            initial=initial,
+            parameters={
+                "rows": {t.name: t.num_rows for t in tables},
+                "lookups": {spec.name: len(programs[spec.name][1]) for spec in specs},
+            },
+        )
+
+    def _shares(self, specs: Sequence[TableSpec]) -> list[list[TableSpec]]:
+        """Return the tables that share a physical one."""
+        if self.scope == "per_feature":
+            return [[spec] for spec in specs]
+        groups: dict[tuple[int, bool], list[TableSpec]] = {}
+        for spec in specs:
+            key = (self.row_width(spec.embedding_dim), spec.pooling == "none")
+            groups.setdefault(key, []).append(spec)
+        return list(groups.values())
+
+    def _lay_out(
+        self,
+        members: Sequence[TableSpec],
+        width: int,
+        size: int,
+        name: str,
+        programs: dict[str, tuple[str, list[Program]]],
+    ) -> int:
+        """Fill in the programs of the tables that share one; return its number of rows."""
+        full = sum(spec.full_bytes for spec in members) // (4 * width)
+        wanted = max(1, full * size // _STEPS)
+        exact = [s for s in members if s.num_embeddings <= self.exact_below]
+        hashed = [s for s in members if s.num_embeddings > self.exact_below]
+        needed = sum(s.num_embeddings * self.num_lookups(s) for s in hashed)
+        first = 0
+        if needed and wanted - self._exact_rows(exact) >= needed:
+            # As many rows as ids: nothing has to be shared.
+            exact, hashed = list(members), []
+        for spec in exact:
+            its = []
+            for _ in range(self.num_lookups(spec)):
+                its.append((Offset(first=first),) if first else ())
+                first += spec.num_embeddings
+            programs[spec.name] = (name, its)
+        if not hashed:
+            return max(first, 1)
+        num_rows = max(1, wanted - first)
+        for spec in hashed:
+            programs[spec.name] = (
+                name,
+                [self._hash(spec, j, num_rows, first) for j in range(self.num_lookups(spec))],
+            )
+        return first + num_rows
+
+    def _exact_rows(self, exact: Sequence[TableSpec]) -> int:
+        return sum(s.num_embeddings * self.num_lookups(s) for s in exact)
+
+    def _hash(self, spec: TableSpec, j: int, num_rows: int, first: int) -> Program:
+        # Features that share a table share its ids, so they share their hash: that of the first.
+        seed = hash_seed(self.seed, spec.feature_names[0], j)
+        step = Hash(seed=seed, num_rows=num_rows)
+        return (step, Offset(first=first)) if first else (step,)
+
+    def _importance(self, spec: TableSpec, size: int) -> PhysicalTable:
+        num_rows = max(1, math.floor(spec.num_embeddings * self.importance_rows * size / _STEPS))
+        return PhysicalTable(
+            name=f"{spec.name}_importance",
+            num_rows=min(num_rows, spec.num_embeddings),
+            width=self.num_lookups(spec),
+        )
+
+    def _importance_program(self, spec: TableSpec, num_rows: int) -> Program:
+        if num_rows >= spec.num_embeddings:
+            return ()
+        seed = hash_seed(self.seed, spec.feature_names[0], self.num_lookups(spec))
+        return (Hash(seed=seed, num_rows=num_rows),)
+
+    def _initial(self, members: Sequence[TableSpec]) -> Initial:
+        std = self.init_std
+        if std is None:
+            std = Initial.dlrm(max(spec.num_embeddings for spec in members)).std
+        k = self.num_lookups(members[0])
+        factor = {
+            "concat": 1.0,
+            "sum": k**-0.5,
+            "mean": k**0.5,
+            "weighted": (3 / k) ** 0.5,
+        }[self.combine]
+        return Initial(distribution="uniform", spread=std * factor * 3**0.5)
