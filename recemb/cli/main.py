@@ -12,6 +12,7 @@ from typing import Final
 VERBS: Final = {
     "train": ("recemb.cli.train", "train, evaluate and save a ranking model"),
     "prepare": ("recemb.cli.prepare", "turn raw files into prepared columns"),
+    "plan": ("recemb.cli.plan", "print what a method makes of a budget, in bytes"),
     "doctor": ("recemb.cli.doctor", "print versions and backends; name what is wrong and its fix"),
 }
 

@@ -63,7 +63,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     experiment = Experiment(
         prepared=prepared,
         method=instantiate(config.embedding),
-        model=_model_class(config),
+        model=model_class_of(config),
         model_options={
             str(k): v for k, v in instantiate(config.model, _partial_=True).keywords.items()
         },
@@ -72,7 +72,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         settings=instantiate(config.trainer),
         embedding_dim=config.embedding_dim,
         seed=config.seed,
-        budget=_budget(config),
+        budget=budget_of(config),
         resume_command=f"{_command()} paths.run={folder}",
     )
     log = RunLog(
@@ -98,7 +98,12 @@ def run_folder(config: DictConfig) -> Path:
     return Path(config.paths.run)
 
 
-def _model_class(config: DictConfig) -> type[RankingModel]:
+def model_class_of(config: DictConfig) -> type[RankingModel]:
+    """Return the configured ranking model.
+
+    Raises:
+        ValueError: if it is none.
+    """
     found = get_class(config.model._target_)
     if not issubclass(found, RankingModel):
         raise ValueError(
@@ -108,7 +113,12 @@ def _model_class(config: DictConfig) -> type[RankingModel]:
     return found
 
 
-def _budget(config: DictConfig) -> Budget | None:
+def budget_of(config: DictConfig) -> Budget | None:
+    """Return the configured budget, or None.
+
+    Raises:
+        ValueError: if it is given twice.
+    """
     if config.budget is not None and config.budget_bytes is not None:
         raise ValueError("give budget or budget_bytes, not both")
     if config.budget is not None:

@@ -1,0 +1,101 @@
+"""`recemb plan`: what a method makes of a budget, byte by byte, before anything is allocated."""
+
+import dataclasses
+import logging
+import sys
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from recemb.cli.failure import USER_ERROR, user_errors
+from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.prepare import prepare_from
+from recemb.cli.train import budget_of, model_class_of
+from recemb.tables.method import Method, Plan
+from recemb.train.experiment import table_specs
+
+_LEAVE_NO_FILES = (
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; return the exit status: 1 if the budget cannot be kept."""
+    if complaint := explain_bad_overrides("train", arguments):
+        print(f"recemb plan: {complaint}", file=sys.stderr)
+        return USER_ERROR
+    sys.argv = ["recemb plan", *arguments, *_LEAVE_NO_FILES]
+    feasible: list[bool] = []
+
+    def main(config: DictConfig) -> None:
+        with user_errors("plan", traceback=config.traceback):
+            plan = plan_of(config)
+        print(describe(plan))
+        feasible.append(plan.is_feasible)
+
+    hydra.main(config_path="pkg://recemb.conf", config_name="train", version_base="1.3")(main)()
+    return 0 if all(feasible) else 1
+
+
+def plan_of(config: DictConfig) -> Plan:
+    """Return the plan of the configured method for the configured data and budget.
+
+    The data are prepared if they are not yet, for their number of ids decides. The storage of a
+    feasible plan includes the state of the configured optimizer.
+    """
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    prepared = prepare_from(config, overwrite=False)
+    specs = table_specs(model_class_of(config), prepared.schema, embedding_dim=config.embedding_dim)
+    method = instantiate(config.embedding)
+    if not isinstance(method, Method):
+        raise ValueError(f"embedding._target_ {config.embedding._target_} is not a recemb Method")
+    counts = {name: prepared.id_counts(name) for name in prepared.schema.feature_names}
+    budget = budget_of(config)
+    plan = method.plan(specs, counts, budget)
+    if not plan.is_feasible:
+        return plan
+    tables = method.build(
+        specs,
+        counts,
+        budget,
+        optimizer=instantiate(config.optimizer.tables),
+        seed=config.seed,
+        device=torch.device("meta"),
+    )
+    return dataclasses.replace(plan, storage=tables.storage())
+
+
+def describe(plan: Plan) -> str:
+    """Return the page that `recemb plan` prints."""
+    storage = plan.storage
+    lines = [f"full     {storage.full_bytes:>16,} bytes, all tables in float32"]
+    for title, parts, total in (
+        ("serving", storage.serve, storage.serve_bytes),
+        ("training", storage.train, storage.train_bytes),
+    ):
+        lines.append(f"{title:<8} {total:>16,} bytes")
+        lines += [f"  {part:<15} {num_bytes:>9,}" for part, num_bytes in parts.items()]
+    words = storage.serve.get("weights", 0) / storage.full_bytes
+    lines.append(f"ratio    {plan.ratio:.5f} (of weights alone, as papers count: {words:.5f})")
+    for name, value in plan.parameters.items():
+        lines.append(f"{name}: {_short(value)}")
+    if plan.budget is not None:
+        asked = plan.budget.ratio if plan.budget.ratio is not None else plan.budget.num_bytes
+        lines.append(
+            f"feasible: the budget {asked} is kept"
+            if plan.is_feasible
+            else f"infeasible: the budget {asked} is below this method's least, {plan.ratio:.5f}"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        shown = ", ".join(f"{k} {v:,}" for k, v in list(value.items())[:30])
+        return shown + (f", ... {len(value) - 30} more" if len(value) > 30 else "")
+    return f"{value:,.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,42 @@
+"""`recemb plan`: bytes without tables."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ("data.num_train=2000", "data.num_val=200", "data.num_test=200", "data.scale=0.001")
+
+
+def plan(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "recemb", "plan", *SMALL, f"paths.cache={folder / 'cache'}", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_plan_is_printed_and_leaves_no_files(tmp_path: Path) -> None:
+    done = plan(tmp_path, "embedding=unified", "budget=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "feasible: the budget 0.1 is kept" in done.stdout
+    assert "optimizer_state" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_an_infeasible_budget_says_the_least_and_fails(tmp_path: Path) -> None:
+    done = plan(tmp_path, "embedding=full", "budget=0.5")
+    assert done.returncode == 1
+    assert "infeasible: the budget 0.5 is below this method's least, 1.00000" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["embeding=hash", "budgt=0.1"])
+def test_a_misspelt_override_is_explained(tmp_path: Path, word: str) -> None:
+    done = plan(tmp_path, word)
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr

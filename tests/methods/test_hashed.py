@@ -1,0 +1,103 @@
+"""The hashing family: who shares rows with whom."""
+
+import pytest
+import torch
+
+from recemb.methods.adapt_emb import AdaptEmb
+from recemb.methods.hash import Hashing
+from recemb.methods.unified import Unified
+from recemb.tables.method import Budget
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.program import run_program
+from recemb.tables.spec import TableSpec
+
+SPECS = [
+    TableSpec(name="a", num_embeddings=2000, embedding_dim=8, feature_names=("f", "g")),
+    TableSpec(name="b", num_embeddings=3000, embedding_dim=8, feature_names=("h",)),
+    TableSpec(name="tiny", num_embeddings=5, embedding_dim=8, feature_names=("i",)),
+]
+
+
+def blueprint(method, ratio, specs=SPECS):
+    return method.blueprint(specs, {}, Budget(ratio=ratio))
+
+
+def rows_of(made, key, num_ids):
+    output = next(o for o in made.plan.outputs if o.key == key)
+    return torch.stack([run_program(v.program, torch.arange(num_ids), {}) for v in output.lookups])
+
+
+def test_unified_is_one_table_that_uses_the_budget_to_a_row():
+    made = blueprint(Unified(), 0.1)
+    (table,) = made.plan.tables
+    allowed = Budget(ratio=0.1).allowed_bytes(SPECS)
+    assert 0 <= allowed - made.serve_bytes < 4 * table.width
+
+
+def test_features_of_one_table_share_their_rows_and_others_do_not():
+    made = blueprint(Unified(), 0.1)
+    assert torch.equal(rows_of(made, "f", 2000), rows_of(made, "g", 2000))
+    assert (rows_of(made, "f", 2000) != rows_of(made, "h", 2000)).float().mean() > 0.9
+
+
+def test_an_id_s_lookups_are_independent():
+    rows = rows_of(blueprint(Unified(lookups=4), 0.2), "h", 3000)
+    num_rows = int(rows.max()) + 1
+    for j in range(1, 4):
+        # Two independent draws agree once in num_rows; five standard errors of 3000 draws above.
+        share = float((rows[0] == rows[j]).float().mean())
+        assert share < 1 / num_rows + 5 * (1 / num_rows / 3000) ** 0.5
+
+
+def test_tiny_tables_keep_rows_that_nobody_else_touches():
+    made = blueprint(Unified(), 0.1)
+    tiny = rows_of(made, "i", 5)
+    assert len(torch.unique(tiny)) == tiny.numel()
+    others = torch.cat([rows_of(made, "f", 2000).view(-1), rows_of(made, "h", 3000).view(-1)])
+    assert not torch.isin(tiny, others).any()
+
+
+def test_automatic_lookups_follow_the_number_of_ids():
+    made = blueprint(Unified(lookups="auto"), 0.1)
+    assert made.parameters["lookups"] == {"a": 3, "b": 3, "tiny": 1}
+    assert [o.embedding_dim for o in made.plan.outputs] == [12, 12, 12, 4]
+
+
+def test_without_multiplexing_every_table_has_its_share_of_the_same_bytes():
+    apart, together = blueprint(Unified(multiplex=False), 0.1), blueprint(Unified(), 0.1)
+    sizes = {t.name: t.num_rows for t in apart.plan.tables}
+    assert sizes["b"] / sizes["a"] == pytest.approx(1.5, rel=0.01)
+    assert apart.serve_bytes == pytest.approx(together.serve_bytes, rel=0.01)
+
+
+def test_a_budget_of_one_is_the_full_table():
+    made = blueprint(Hashing(), 1.0)
+    assert [t.num_rows for t in made.plan.tables] == [2000, 3000, 5]
+    assert all(o.lookups[0].program == () for o in made.plan.outputs)
+
+
+def test_a_vector_that_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="8 values cannot be cut into 3 rows"):
+        blueprint(Unified(lookups=3), 0.1)
+
+
+def test_adapt_emb_gives_the_most_frequent_ids_rows_of_their_own():
+    spec = TableSpec(name="a", num_embeddings=2000, embedding_dim=16, feature_names=("f",))
+    counts = torch.randint(0, 10**6, (2000,), generator=torch.Generator().manual_seed(1))
+    method = AdaptEmb(head_share=0.5)
+    tables = method.build(
+        [spec],
+        {"f": counts},
+        Budget(ratio=0.25),
+        optimizer=TableOptimizer(),
+        seed=1,
+        device=torch.device("cpu"),
+    )
+    num_rows = tables.plan.tables[0].num_rows
+    head = torch.sort(counts, descending=True, stable=True).indices[: num_rows // 2]
+    own = tables.rows("f", head)
+    tail = torch.tensor(sorted(set(range(2000)) - set(head.tolist())))
+    assert len(torch.unique(own, dim=0)) == num_rows // 2
+    both = torch.unique(torch.cat([own, tables.rows("f", tail)]), dim=0)
+    assert len(both) <= num_rows
+    assert len(both) == num_rows // 2 + len(torch.unique(tables.rows("f", tail), dim=0))
