@@ -7,15 +7,28 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_snippet_trains_in_under_twenty_lines() -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    lines = [line for line in snippet.splitlines() if line.strip()]
-    assert len(lines) < 20
+def run_snippets() -> tuple[list[str], dict[str, Any]]:
+    """Run the README's Python, one snippet after the other; return them and what they defined."""
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(snippet, str(README), "exec"), names)
-    loss = names["loss"]
+    for snippet in snippets:
+        exec(compile(snippet, str(README), "exec"), names)
+    return snippets, names
+
+
+def test_the_first_snippet_trains_in_under_twenty_lines() -> None:
+    snippets, names = run_snippets()
+    assert len([line for line in snippets[0].splitlines() if line.strip()]) < 20
     # Three separable examples: the loss of an untrained model is about log 2.
-    assert loss.item() == pytest.approx(0.0, abs=0.05)
+    assert names["loss"].item() == pytest.approx(0.0, abs=0.05)
+
+
+def test_the_second_snippet_keeps_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    _, names = run_snippets()
+    storage = names["small"].storage()
+    assert storage.serve_bytes <= 0.05 * storage.full_bytes
+    assert names["vectors"].shape == (3, 32)
+    assert f"{storage.serve_bytes} of {storage.full_bytes} bytes" in capsys.readouterr().out
 
 
 def test_every_choice_in_the_table_exists() -> None:
