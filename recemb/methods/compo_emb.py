@@ -16,7 +16,7 @@ from recemb.tables.blueprint import Blueprint, PlannedMethod
 from recemb.tables.initial import Initial
 from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
 from recemb.tables.method import Budget, IdCounts
-from recemb.tables.program import Digit
+from recemb.tables.program import Digit, Program
 from recemb.tables.spec import TableSpec, output_keys
 
 
@@ -94,11 +94,12 @@ class CompoEmb(PlannedMethod):
         tables: list[PhysicalTable] = []
         initial: dict[str, Initial] = {}
         lookups: dict[str, tuple[VirtualLookup, ...]] = {}
+        whole: Program = ()
         for spec in specs:
             std = self.init_std
             std = Initial.dlrm(spec.num_embeddings).std if std is None else std
             if not self._is_composed(spec, c):
-                parts = [(spec.name, spec.num_embeddings, spec.embedding_dim, ())]
+                parts = [(spec.name, spec.num_embeddings, spec.embedding_dim, whole)]
             else:
                 std = {"product": std**0.5, "sum": std * 0.5**0.5, "concat": std}[self.combine]
                 width = spec.embedding_dim

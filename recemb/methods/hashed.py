@@ -133,7 +133,7 @@ class HashedRows:
             # As many rows as ids: nothing has to be shared.
             exact, hashed = list(members), []
         for spec in exact:
-            its = []
+            its: list[Program] = []
             for _ in range(self.num_lookups(spec)):
                 its.append((Offset(first=first),) if first else ())
                 first += spec.num_embeddings

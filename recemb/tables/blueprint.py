@@ -40,7 +40,7 @@ class Blueprint:
     def serve_bytes(self) -> int:
         """Return the bytes that serving needs, without making anything."""
         tables = sum(
-            t.num_rows * t.width * getattr(torch, t.dtype).itemsize for t in self.plan.tables
+            t.num_rows * t.width * int(getattr(torch, t.dtype).itemsize) for t in self.plan.tables
         )
         projections = sum(4 * p.in_width * p.out_width for p in self.plan.projections)
         return tables + projections + sum(t.nbytes for t in self.buffers.values())
