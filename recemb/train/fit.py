@@ -270,10 +270,7 @@ class Fit:
             progress.bad_evaluations = 0
             self.store.save(CheckpointName(_BEST, progress.step), self._weights())
             return
-        progress.bad_evaluations += 1
-        progress.plateau_factor *= settings.lr_plateau_factor
-        if progress.bad_evaluations >= settings.patience:
-            progress.is_finished = True
+        progress.note_no_improvement(settings)
 
     def _is_better(self, value: float) -> bool:
         best = self.progress.best_value

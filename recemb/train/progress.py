@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Self
 
+from recemb.train.settings import TrainerSettings
+
 
 class InterruptedFitError(Exception):
     """A fit was told to stop (Ctrl-C, SIGTERM) and has saved itself."""
@@ -48,6 +50,14 @@ class Progress:
     plateau_factor: float = 1.0
     training_seconds: float = 0.0
     is_finished: bool = False
+
+    def note_no_improvement(self, settings: TrainerSettings) -> None:
+        """Count an evaluation without improvement: move the plateau and the patience."""
+        self.bad_evaluations += 1
+        if self.bad_evaluations >= settings.lr_plateau_patience:
+            self.plateau_factor *= settings.lr_plateau_factor
+        if self.bad_evaluations >= settings.patience:
+            self.is_finished = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; `from_dict` reads them back."""

@@ -25,6 +25,7 @@ class TrainerSettings:
         patience: evaluations without improvement after which training stops.
         min_improvement: what counts as one.
         lr_plateau_factor: factor on all learning rates after an evaluation without improvement.
+        lr_plateau_patience: such evaluations in a row from which the factor applies.
         schedule: factor on all learning rates over the updates.
         max_gradient_norm: bound on the norm of the dense part's gradient; None is no bound. Rows of
             tables are not clipped: they are updated in the backward pass.
@@ -51,6 +52,7 @@ class TrainerSettings:
     patience: int = 2
     min_improvement: float = 1e-6
     lr_plateau_factor: float = 1.0
+    lr_plateau_patience: int = 1
     schedule: Schedule = field(default_factory=Schedule)
     max_gradient_norm: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -71,6 +73,7 @@ class TrainerSettings:
             "max_steps",
             "eval_every_steps",
             "patience",
+            "lr_plateau_patience",
             "checkpoint_every_steps",
             "keep_checkpoints",
             "log_every_steps",
