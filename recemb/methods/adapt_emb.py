@@ -7,7 +7,8 @@ Departures: the tail is hashed by a mixing hash instead of modulo, and the remap
 rank counts against the budget.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,36 +24,26 @@ from recemb.tables.spec import TableSpec, output_keys
 _STEPS = 1 << 16
 
 
-class AdaptEmb(PlannedMethod):
-    """Rows in proportion to ids; `head_share` of them belong to one frequent id each.
+@dataclass(frozen=True, kw_only=True)
+class RankedRows:
+    """Tables whose ids are ranked by frequency; the first ranks have a row each.
 
     Frequencies are those of the training split; ids of equal frequency are ordered by id. Without
-    frequencies (no statistics for the feature) the ids themselves are taken to be ranks.
+    frequencies (no statistics for the feature) the ids themselves are taken to be ranks. The ranks
+    are a buffer of 4 bytes an id, which counts against the budget; a table stays as it is where
+    that is more than is saved.
 
-    Args:
-        head_share: of a table's rows.
+    Attributes:
+        head: how many of a table's rows belong to one id each; at least one is shared.
         exact_below: tables of at most so many ids are not compressed.
         init_std: of the initial vectors; None for the uniform distribution of DLRM.
         hash_seed: of the hash functions.
-
-    Raises:
-        ValueError: if `head_share` is not in [0, 1).
     """
 
-    def __init__(
-        self,
-        *,
-        head_share: float = 0.5,
-        exact_below: int = 100,
-        init_std: float | None = None,
-        hash_seed: int = 0,
-    ) -> None:
-        if not 0 <= head_share < 1:
-            raise ValueError(f"AdaptEmb: head_share must be in [0, 1), got {head_share}")
-        self.head_share = head_share
-        self.exact_below = exact_below
-        self.init_std = init_std
-        self.hash_seed = hash_seed
+    head: Callable[[int], int]
+    exact_below: int
+    init_std: float | None
+    hash_seed: int
 
     def blueprint(
         self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None
@@ -72,13 +63,12 @@ class AdaptEmb(PlannedMethod):
             num_ids = spec.num_embeddings
             rows = max(1, num_ids * size // _STEPS)
             programs[spec.name] = ()
-            # A remap costs 4 bytes an id; where that is more than is saved, the table stays.
             saved = 4 * spec.embedding_dim * (num_ids - rows)
             if spec.name in ranks and saved > 4 * num_ids:
                 name = f"{spec.name}_rank"
                 buffers[name], limits[name] = ranks[spec.name], num_ids
                 seed = hash_seed(self.hash_seed, spec.feature_names[0])
-                exact = min(int(rows * self.head_share), rows - 1)
+                exact = min(self.head(rows), rows - 1)
                 programs[spec.name] = (
                     Remap(buffer=name, is_total=True),
                     Hash(seed=seed, num_rows=rows, exact=exact),
@@ -106,6 +96,43 @@ class AdaptEmb(PlannedMethod):
             initial=initial,
             parameters={"rows": {t.name: t.num_rows for t in tables}},
         )
+
+
+class AdaptEmb(PlannedMethod):
+    """Rows in proportion to ids; `head_share` of them belong to one frequent id each.
+
+    Args:
+        head_share: of a table's rows.
+        exact_below: tables of at most so many ids are not compressed.
+        init_std: of the initial vectors; None for the uniform distribution of DLRM.
+        hash_seed: of the hash functions.
+
+    Raises:
+        ValueError: if `head_share` is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        head_share: float = 0.5,
+        exact_below: int = 100,
+        init_std: float | None = None,
+        hash_seed: int = 0,
+    ) -> None:
+        if not 0 <= head_share < 1:
+            raise ValueError(f"AdaptEmb: head_share must be in [0, 1), got {head_share}")
+        self.rows = RankedRows(
+            head=lambda rows: int(rows * head_share),
+            exact_below=exact_below,
+            init_std=init_std,
+            hash_seed=hash_seed,
+        )
+
+    def blueprint(
+        self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None
+    ) -> Blueprint:
+        """Return the largest blueprint within `budget`, or the smallest there is."""
+        return self.rows.blueprint(specs, stats, budget)
 
 
 def _ranks(spec: TableSpec, stats: IdCounts) -> Tensor:
