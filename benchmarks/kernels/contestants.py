@@ -6,6 +6,7 @@ uniform or follow Zipf's law (exponent 1.05). The optimizer is row-wise Adagrad,
 vectors and gradients are float32.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -230,6 +231,23 @@ class Recemb(Contender):
         return self.tables(self.case.batches[k]).values()
 
 
+class RecembWithoutHash(Recemb):
+    """recemb's tables over ids that were hashed before the clock started: what hashing costs."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(dataclasses.replace(case, is_hashed=False), "auto")
+        self.name = "recemb, ids hashed before"
+        self.rows = [
+            KeyedJaggedTensor(
+                keys=feature_names(), values=hashed_ids(case, b.values()), lengths=b.lengths()
+            )
+            for b in case.batches
+        ]
+
+    def forward(self, k: int) -> Tensor:
+        return self.tables(self.rows[k]).values()
+
+
 class Fbgemm(Contender):
     """FBGEMM's own module, as its users build it; hashed ids are hashed before it, in torch."""
 
@@ -365,6 +383,10 @@ def _recemb(case: Case) -> Contender:
     return Recemb(case, "auto")
 
 
+def _without_hash(case: Case) -> Contender | None:
+    return RecembWithoutHash(case) if case.is_hashed else None
+
+
 def _inductor(case: Case) -> Contender | None:
     # It is compiled anew for every case, so it takes part in a few.
     is_plain = case.dtype == "float32" and case.batch_size == 4096 and case.width < 128
@@ -380,6 +402,7 @@ def _fbgemm(case: Case) -> Contender:
 CONTENDERS: tuple[Callable[[Case], Contender | None], ...] = (
     _recemb,
     _recemb_torch,
+    _without_hash,
     _fbgemm,
     SparseBags,
     OneEmbeddingBag,
