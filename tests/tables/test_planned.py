@@ -35,10 +35,11 @@ def output(lookups, *, feature="f", width=4, num_ids=NUM_IDS, **changes):
     )
 
 
-def both(lookups_of, tables, **changes):
+def both(lookups_of, tables, *, buffers=None, **changes):
     """Return a plan in which features f and g have lookups of the same kind, seeds apart."""
     return LookupPlan(
         tables=tuple(tables),
+        buffers=buffers or {},
         outputs=tuple(output(lookups_of(i), feature=f, **changes) for i, f in enumerate(FEATURES)),
     )
 
@@ -132,25 +133,16 @@ PLANS = {
         combine="product",
     ),
     "weighted": weighted_plan(),
-    "remap": LookupPlan(
-        tables=(table(),),
-        outputs=tuple(output([remapped()], feature=f) for f in FEATURES),
+    "remap": both(lambda i: [remapped()], [table()], buffers={"remap": NUM_IDS}),
+    "remap and product": both(
+        lambda i: [remapped(), VirtualLookup(table="u")],
+        [table(), table("u")],
+        combine="product",
         buffers={"remap": NUM_IDS},
     ),
-    "remap and product": LookupPlan(
-        tables=(table(), table("u")),
-        outputs=tuple(
-            output([remapped(), VirtualLookup(table="u")], feature=f, combine="product")
-            for f in FEATURES
-        ),
-        buffers={"remap": NUM_IDS},
-    ),
-    "codes": LookupPlan(
-        tables=(table("a", 5, 2), table("b", 5, 2)),
-        outputs=tuple(
-            output([remapped("codes", 0, "a"), remapped("codes", 1, "b")], feature=f)
-            for f in FEATURES
-        ),
+    "codes": both(
+        lambda i: [remapped("codes", 0, "a"), remapped("codes", 1, "b")],
+        [table("a", 5, 2), table("b", 5, 2)],
         buffers={"codes": 5},
     ),
     "projected": projected_plan("concat", 8),
@@ -394,13 +386,14 @@ def test_a_plan_for_other_keys_is_refused():
         PlannedTables(specs[:1], plan)
 
 
-def test_a_missing_buffer_is_named():
+@pytest.mark.parametrize(
+    ("buffers", "message"),
+    [
+        ({}, r"reads buffers \['remap'\]"),
+        ({"remap": torch.full((NUM_IDS,), 99)}, "holds 99, but the plan says that its values are"),
+    ],
+)
+def test_a_missing_or_foreign_buffer_is_refused(buffers, message):
     plan = PLANS["remap"]
-    with pytest.raises(ValueError, match=r"reads buffers \['remap'\]"):
-        PlannedTables(specs_of(plan), plan)
-
-
-def test_a_buffer_beyond_its_limit_is_refused():
-    plan = PLANS["remap"]
-    with pytest.raises(ValueError, match="holds 99, but the plan says that its values are below"):
-        PlannedTables(specs_of(plan), plan, buffers={"remap": torch.full((NUM_IDS,), 99)})
+    with pytest.raises(ValueError, match=message):
+        PlannedTables(specs_of(plan), plan, buffers=buffers)
