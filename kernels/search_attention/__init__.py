@@ -1,7 +1,7 @@
 """Search in a long history: exact top-k by attention, then a weighted sum of representations.
 
-    s_l = sum over parts of <v_part, WA_part[id_l]>          S = the K greatest of s
-    p_l = softmax over S of s_l                              out_part = sum over S of p_l WR_part[id_l]
+    s_l = sum over parts of <v_part, WA_part[id_l]>      S = places of the K greatest s_l
+    p_l = softmax over S of s_l                          out_part = sum over S of p_l WR_part[id_l]
 
 Shapes: `B` examples, `L` places in a history, `K` selected, `R` rows, `DA`, `DR` widths of a part's
 attention and representation tables.
@@ -110,9 +110,13 @@ def search_attention(parts: Sequence[SearchPart], lengths: Tensor, k: int) -> Se
         (tensor([[1]]), tensor([[20.]]))
     """
     _check(parts, lengths, k)
-    tables, representation, histories, targets = (list(tensors) for tensors in zip(*parts))
     sums, positions, probabilities = torch.ops.recemb.search_attention(
-        tables, representation, histories, targets, lengths, k
+        [part.attention for part in parts],
+        [part.representation for part in parts],
+        [part.history for part in parts],
+        [part.target for part in parts],
+        lengths,
+        k,
     )
     return SearchResult(sums, positions, probabilities)
 

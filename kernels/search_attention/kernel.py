@@ -82,20 +82,26 @@ def _write_selection(
         limit = tl.where(count >= wanted, trial, limit)
         bit = bit >> 1
     above = valid & (key > limit)
-    equal = (valid & (key == limit)).to(tl.int32)
+    equal = valid & (key == limit)
     room = wanted - tl.sum(above.to(tl.int32), axis=0)
-    taken = above | ((equal > 0) & (tl.cumsum(equal, axis=0) <= room))
+    # One scan counts both kinds: those above in the lower 16 bits, those equal in the upper.
+    counts = tl.cumsum(above.to(tl.int32) + (equal.to(tl.int32) << 16), axis=0)
+    num_equal = counts >> 16
+    taken = above | (equal & (num_equal <= room))
+    slot = (counts & 65535) + tl.minimum(num_equal, room) - 1
     greatest = tl.max(tl.where(taken, score, -float("inf")), axis=0)
     greatest = tl.where(wanted > 0, greatest, 0.0)
     raised = tl.where(taken, tl.exp(tl.where(taken, score, greatest) - greatest), 0.0)
     total = tl.where(wanted > 0, tl.sum(raised, axis=0), 1.0)
-    slot = example * k + tl.cumsum(taken.to(tl.int32), axis=0) - 1
-    tl.store(positions + slot, place.to(tl.int64), mask=taken)
-    tl.store(probabilities + slot, raised / total, mask=taken)
+    # A base and 32-bit places need half the registers of 64-bit places.
+    to_positions = positions + example * k
+    to_probabilities = probabilities + example * k
+    tl.store(to_positions + slot, place.to(tl.int64), mask=taken)
+    tl.store(to_probabilities + slot, raised / total, mask=taken)
     rest = tl.arange(0, BLOCK_K)
     is_rest = (rest >= wanted) & (rest < k)
-    tl.store(positions + example * k + rest, tl.full([BLOCK_K], -1, tl.int64), mask=is_rest)
-    tl.store(probabilities + example * k + rest, tl.zeros([BLOCK_K], tl.float32), mask=is_rest)
+    tl.store(to_positions + rest, tl.full([BLOCK_K], -1, tl.int64), mask=is_rest)
+    tl.store(to_probabilities + rest, tl.zeros([BLOCK_K], tl.float32), mask=is_rest)
 
 
 @triton.jit
@@ -178,7 +184,8 @@ def _search_attention_kernel(
 ):  # fmt: skip
     """Score, select and sum one part in one launch; grid (B,).
 
-    The barriers make what some threads of the program wrote visible to its other threads.
+    The barriers make what some threads of the program wrote visible to its other threads, which
+    CUDA promises; AMD's compiler does not wait for the stores there, so AMD gets several launches.
     """
     example = tl.program_id(0).to(tl.int64)
     length = _length_of(lengths, example, size)
@@ -230,7 +237,8 @@ def search_attention_forward(
     if not batch:
         return out, positions, probabilities
     if is_fused is None:
-        is_fused = len(attention) == 1 and size <= MAX_FUSED_LENGTH
+        is_one = len(attention) == 1 and size <= MAX_FUSED_LENGTH
+        is_fused = is_one and torch.version.hip is None
     ids = [history.contiguous() for history in histories]
     selection = {
         "BLOCK_L": triton.next_power_of_2(size),
