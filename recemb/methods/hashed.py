@@ -40,6 +40,7 @@ class HashedRows:
             into the same.
         exact_below: tables of at most so many ids keep a row (for each lookup) of its own for
             every id.
+        exact_if_fits: whether nothing is hashed where there are as many rows as ids.
         init_std: standard deviation of the initial vectors; None for that of `Initial.dlrm`.
         seed: of the hash functions.
         importance_rows: rows of importance weights over the ids of a table, for "weighted".
@@ -50,6 +51,7 @@ class HashedRows:
     combine: Combine = "concat"
     scope: Scope = "per_feature"
     exact_below: int = 0
+    exact_if_fits: bool = True
     init_std: float | None = None
     seed: int = 0
     importance_rows: float = 0.0
@@ -129,7 +131,7 @@ class HashedRows:
         hashed = [s for s in members if s.num_embeddings > self.exact_below]
         needed = sum(s.num_embeddings * self.num_lookups(s) for s in hashed)
         first = 0
-        if needed and wanted - self._exact_rows(exact) >= needed:
+        if self.exact_if_fits and needed and wanted - self._exact_rows(exact) >= needed:
             # As many rows as ids: nothing has to be shared.
             exact, hashed = list(members), []
         for spec in exact:

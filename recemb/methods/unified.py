@@ -28,6 +28,8 @@ class Unified(PlannedMethod):
             want vectors of one width cannot take it.
         row_width: w; 0 for embedding_dim / k, or embedding_dim / 2 with "auto".
         exact_below: tables of at most so many ids keep a row of their own for every id.
+        exact_if_fits: whether nothing is hashed where there are as many rows as ids; the paper
+            always hashes, for it wants no vocabulary.
         auto_threshold: see `lookups`.
         multiplex: whether all features share one table; False hashes each into a table of its own
             of proportional size, which is the baseline at the same bytes.
@@ -44,6 +46,7 @@ class Unified(PlannedMethod):
         lookups: int | Literal["auto"] = 2,
         row_width: int = 0,
         exact_below: int = 100,
+        exact_if_fits: bool = False,
         auto_threshold: int = 300,
         multiplex: bool = True,
         init_bound: float = 0.05,
@@ -59,6 +62,7 @@ class Unified(PlannedMethod):
             row_width=self._row_width,
             scope="multiplexed" if multiplex else "per_feature",
             exact_below=exact_below,
+            exact_if_fits=exact_if_fits,
             init_std=init_bound / 3**0.5,
             seed=hash_seed,
         )
