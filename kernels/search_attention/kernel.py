@@ -19,7 +19,7 @@ MAX_FUSED_LENGTH = 2048
 """Histories beyond it are scored by many programs each, for one alone would take too long."""
 
 MAX_LENGTH = 8192
-"""The selection holds the scores of a whole history in registers; of twice as many it spills."""
+"""The selection holds the scores of a whole history in registers, and twice as many spilled."""
 
 
 @triton.jit
