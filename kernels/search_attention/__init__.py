@@ -312,10 +312,10 @@ def _differentiate(
     widths_a, widths_r = (
         [table.shape[1] for table in part] for part in (attention, representation)
     )
-    by_part = zip(of_targets.split(widths_a, dim=1), targets, strict=True)
+    by_part = zip(torch.split(of_targets, widths_a, dim=1), targets, strict=True)
     return (
         of_tables(attention, targets, of_scores),
-        of_tables(representation, grad.split(widths_r, dim=1), probabilities),
+        of_tables(representation, torch.split(grad, widths_r, dim=1), probabilities),
         [None] * n,
         [found.to(target.dtype) for found, target in by_part],
         None,

@@ -239,6 +239,7 @@ def search_attention_forward(
     if is_fused is None:
         is_one = len(attention) == 1 and size <= MAX_FUSED_LENGTH
         is_fused = is_one and torch.version.hip is None
+    lengths = lengths.contiguous()
     ids = [history.contiguous() for history in histories]
     selection = {
         "BLOCK_L": triton.next_power_of_2(size),

@@ -47,7 +47,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the selected scores (B, K) and of the targets (B, sum of DA)."""
     selected = [selected_rows(history, positions) for history in histories]
-    vectors = grad.split([table.shape[1] for table in representation], dim=1)
+    vectors = torch.split(grad, [table.shape[1] for table in representation], dim=1)
     dots = _dots(representation, selected, vectors) + grad_probabilities
     grad_scores = softmax_gradient(dots, probabilities)
     of_targets = [
