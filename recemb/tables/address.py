@@ -101,9 +101,12 @@ class Addresses(nn.Module):
         self._are_disjoint = len(set(firsts)) == len(firsts)
         means = [slot.output.pooling == "mean" and unit.is_pooled for slot in self._slots]
         hashed = [f if isinstance(f, _Hashed) else _Hashed(0, 0, 1) for f in self._forms]
+        # Arithmetic in 32 bits where rows fit; they are widened when they are laid out.
+        last = max(slot.first_row + slot.num_rows for slot in self._slots)
+        narrow = torch.int32 if last < 2**31 - 1 else torch.int64
         parts = {
             "sources": torch.tensor(unit.sources),
-            "bases": torch.tensor([f.base for f in self._forms], dtype=self.dtype),
+            "bases": torch.tensor([f.base for f in self._forms], dtype=narrow),
             "seeds": torch.tensor([f.seed for f in hashed]),
             "sizes": torch.tensor([f.num_rows for f in hashed]),
             "is_mean": torch.tensor(means) if any(means) else None,
@@ -155,7 +158,7 @@ class Addresses(nn.Module):
         keys = ids if self._is_direct else ids[self.sources]
         bases = self.bases.unsqueeze(1)
         if self.is_plain:
-            return keys + bases
+            return keys.to(bases.dtype) + bases
         if self._is_hashed:
             sizes = self.sizes.unsqueeze(1)
             return hash_slots(keys.long(), self.seeds.unsqueeze(1), sizes, bases)
@@ -181,7 +184,7 @@ class Addresses(nn.Module):
         if isinstance(form, _Hashed):
             block = ids.long().unsqueeze(0)
             seed, size, base = (t[s].view(1, 1) for t in (self.seeds, self.sizes, self.bases))
-            return hash_slots(block, seed, size, base).view(-1)
+            return hash_slots(block, seed, size, base).view(-1).to(self.dtype)
         rows = run_program(slot.lookup.program, ids, self._plan_buffers).to(self.dtype)
         if not self._has_absent:
             return rows + form.base
