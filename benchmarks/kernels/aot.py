@@ -52,10 +52,9 @@ def write(
     lines = [
         "# What the compiler makes of the kernels",
         "",
-        "Written by `python benchmarks/kernels/aot.py`; do not edit. Compiled ahead of time, without "
-        "a GPU:",
-        "nothing here says how fast a kernel runs. Wide loads and stores are the 128-bit ones in the "
-        "machine code.",
+        "Written by `python benchmarks/kernels/aot.py`; do not edit. Compiled ahead of time,",
+        "without a GPU: nothing here says how fast a kernel runs. Wide loads and stores are the",
+        "128-bit ones in the machine code.",
         "",
         *(f"- {key}: {value}" for key, value in about.items()),
         f"- {len(reports)} compilations, {failed} failed",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everyone calls it
+import torch.nn.functional as F
 from gpu_case import EPS, LR, Case, Data
 from torch import Tensor
 
@@ -20,6 +20,7 @@ class Recemb:
     name = "recemb"
     note = ""
     trains = True
+    captures_step = True
 
     def __init__(self, data: Data) -> None:
         self.data, self.slots = data, data.slots()
@@ -56,6 +57,8 @@ class Torch:
     name = "torch embedding_bag"
     note = "ids are shifted, hashed and the result transposed by torch"
     trains = True
+    # Coalescing waits for the host, and a capture that fails may disturb what runs after it.
+    captures_step = False
 
     def __init__(self, data: Data) -> None:
         self.data = data
@@ -101,20 +104,21 @@ class Compiled(Torch):
         self.weight.requires_grad_(False)
         case = data.case
 
-        def lookup(weight: Tensor, rows: Tensor) -> Tensor:
+        def lookup(weight: Tensor, values: Tensor) -> Tensor:
+            rows = data.rows(values) + data.first_rows[:, None]
             shape = (case.num_tables, case.batch_size, case.length)
             sums = weight[rows.view(shape)].sum(2, dtype=torch.float32)
             return sums.to(weight.dtype).transpose(0, 1).reshape(case.batch_size, -1)
 
+        # All cases share this function's code, and too many of them would end in eager mode.
+        torch.compiler.reset()
         # A dry run must not wait for a C++ compiler.
         backend = "inductor" if self.weight.is_cuda else "aot_eager"
-        self.lookup = torch.compile(
-            lambda weight, batch: lookup(weight, data.buffer_rows(batch)), backend=backend
-        )
+        self.lookup = torch.compile(lookup, backend=backend, fullgraph=True, dynamic=False)
 
     def forward(self, batch: int) -> Tensor:
         """Return the vectors."""
-        found: Tensor = self.lookup(self.weight, batch)
+        found: Tensor = self.lookup(self.weight, self.data.values[batch])
         return found
 
 
@@ -124,6 +128,8 @@ class Fbgemm:
     name = "fbgemm"
     note = "ids are hashed by torch"
     trains = True
+    # Not known to be safe, and a capture that fails may disturb what runs after it.
+    captures_step = False
 
     def __init__(self, data: Data) -> None:
         from fbgemm_gpu.split_embedding_configs import SparseType
@@ -159,7 +165,9 @@ class Fbgemm:
 
     def forward(self, batch: int) -> Tensor:
         """Return the vectors, with what their backward pass needs."""
-        found: Tensor = self.tables(self.data.rows(batch).view(-1), self.data.offsets)
+        found: Tensor = self.tables(
+            self.data.rows(self.data.values[batch]).view(-1), self.data.offsets
+        )
         return found
 
     def backward(self, batch: int, out: Tensor) -> None:

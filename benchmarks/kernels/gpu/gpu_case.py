@@ -135,18 +135,18 @@ class Data:
         self.seeds = torch.tensor(case.seeds, device=device)
         self.num_rows = torch.tensor(case.table_rows, device=device)
 
-    def rows(self, batch: int) -> Tensor:
+    def rows(self, values: Tensor) -> Tensor:
         """Return the row in its table of each id, (T, B * L) int64: the hash in torch, if any."""
         from recemb.kernels.hashing import hash_rows
 
-        values = self.values[batch].view(self.case.num_tables, -1)
+        values = values.view(self.case.num_tables, -1)
         if not self.case.is_hashed:
             return values
         return hash_rows(values, self.seeds[:, None], self.num_rows[:, None])
 
     def buffer_rows(self, batch: int) -> Tensor:
         """Return the row in the buffer of each id, (T, B * L) int64."""
-        return self.rows(batch) + self.first_rows[:, None]
+        return self.rows(self.values[batch]) + self.first_rows[:, None]
 
     def slots(self) -> Tensor:
         """Return the slots of the features, each on its table."""
@@ -181,7 +181,7 @@ class Data:
 
 
 def moved_bytes(case: Case, num_unique: float, operation: str) -> tuple[float, float]:
-    """Return the logical and the unique-row bytes that `operation` must move, in GB / 1e-9.
+    """Return the logical and the unique-row bytes that `operation` must move.
 
     Logical: every lookup reads its row, forward, and its gradient, backward. Unique: each touched
     row and each bag's gradient once. The update reads and writes each touched row and its state of
