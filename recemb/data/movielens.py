@@ -29,7 +29,9 @@ from recemb.data.prepared import Prepared
 from recemb.data.source import Chunk, Derivation, OnBadLine, Source
 from recemb.data.split import ByRatio, ByTime, Codes, Split
 
-USER_FEATURES = ("gender", "age", "occupation", "zip")
+USER_FEATURES = ("gender", "age", "age_group", "occupation", "zip")
+AGE_GROUPS = (1, 18, 25, 35, 45, 50, 56)
+"""The least age of each group of MovieLens 1M, which `age_group` rounds ages down to."""
 ITEM_FEATURES = ("release_year", "genres")
 TIME_FEATURES = {"hour_of_day": 24, "weekday": 7}
 """Features made of the time of the rating in UTC, with their numbers of ids; Monday is 0."""
@@ -46,12 +48,13 @@ class MovieLens(Dataset):
     between are left out. With 4 and 2 that is DCN-V2's and Unified Embedding's rule (threes left
     out); "at least 3 is positive" is 3 and 2, with half stars 3 and 2.5.
 
-    Features: `user`, `item`, of the user `gender`, `age`, `occupation`, `zip` (not in 10M, 20M, 25M
-    and latest), of the film `release_year` and the multi-hot `genres`, of the time of the rating
-    `hour_of_day` and `weekday`. What is not known of a user or a film has id 0.
+    Features: `user`, `item`, of the user `gender`, `age`, `age_group`, `occupation`, `zip` (not in
+    10M, 20M, 25M and latest), of the film `release_year` and the multi-hot `genres`, of the time
+    of the rating `hour_of_day` and `weekday`. What is not known of a user or a film has id 0.
 
     Args:
-        features: which of them; None is all that the release has, but those of the time.
+        features: which of them; None is all that the release has, but `age_group` and those of the
+            time.
         positive_from: the least positive rating.
         negative_to: the greatest negative rating.
         min_count: a value gets an id from this many training occurrences on.
@@ -133,7 +136,9 @@ class MovieLens(Dataset):
                     f"data 'movielens': there is no feature '{feature}' in {release.ratings}; it "
                     f"has {[*known, *TIME_FEATURES]}"
                 )
-        return known if self.features is None else self.features
+        return (
+            tuple(f for f in known if f != "age_group") if self.features is None else self.features
+        )
 
     def _columns(self, features: Sequence[str]) -> Columns:
         columns = []
@@ -145,7 +150,7 @@ class MovieLens(Dataset):
                 column = CategoricalColumn(
                     name=name,
                     min_count=self.min_count,
-                    kind="int" if name in ("user", "item", "age") else "string",
+                    kind="int" if name in ("user", "item", "age", "age_group") else "string",
                     is_multi_hot=name == "genres",
                 )
             columns.append(column)
@@ -232,13 +237,23 @@ def _with_features(table: pa.Table, release: Release, features: Sequence[str]) -
     for name in features:
         if name in USER_FEATURES:
             assert release.users is not None
-            found[name] = release.users.values(name, users)
+            read = "age" if name == "age_group" else name
+            values = release.users.values(read, users)
+            found[name] = _age_groups(values) if name == "age_group" else values
         elif name in ITEM_FEATURES:
             found[name] = release.items.values(name, items)
         elif name in TIME_FEATURES:
             found[name] = _time_feature(name, times)
     others = [c for c in table.column_names if c not in found]
     return pa.table({**{c: table.column(c) for c in others}, **found})
+
+
+def _age_groups(ages: pa.Array) -> pa.Array:
+    """Return the least age of each one's group, (n,) int64, null where missing."""
+    is_missing = ages.is_null().to_numpy(zero_copy_only=False)
+    years = ages.cast(pa.int64()).fill_null(0).to_numpy()
+    places = np.searchsorted(AGE_GROUPS, years, side="right") - 1
+    return pa.array(np.asarray(AGE_GROUPS)[np.maximum(places, 0)], mask=is_missing)
 
 
 def _time_feature(name: str, times: pa.Array) -> pa.Array:

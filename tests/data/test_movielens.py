@@ -164,6 +164,22 @@ def test_users_have_what_is_known_of_them(tmp_path: Path, write: Write, feature:
     assert found[0] == found[3] != found[1] == found[2]
 
 
+def test_ages_of_one_group_share_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ages = [17, 18, 24, 25, 56, 90]
+    people = [(user, "F", age, "artist", "1") for user, age in enumerate(ages, start=1)]
+    monkeypatch.setitem(write_100k.__globals__, "USERS", people)
+    ratings = [(user, 10, 5, MONDAY + user) for user in range(1, 7)]
+    raw = write_100k(tmp_path / "raw", ratings)
+    found = ids(prepared_from(raw, features=["user", "age_group"]), "age_group")
+    assert [found.index(i) for i in found] == [0, 1, 1, 3, 4, 4]
+
+
+def test_age_groups_are_made_only_if_asked_for(tmp_path: Path) -> None:
+    prepared = prepared_from(write_100k(tmp_path / "raw"))
+    assert "age" in prepared.schema.feature_names
+    assert "age_group" not in prepared.schema.feature_names
+
+
 def test_latest_has_no_user_features(tmp_path: Path) -> None:
     prepared = prepared_from(write_latest(tmp_path / "raw"))
     assert prepared.schema.feature_names == ("user", "item", "release_year", "genres")
