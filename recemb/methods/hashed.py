@@ -9,6 +9,7 @@ k rows, s for a concatenation, s / sqrt(k) for a sum, s sqrt(k) for a mean, and 
 sum with weights that are drawn uniformly from +-1.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class HashedRows:
             every id.
         exact_if_fits: whether nothing is hashed where there are as many rows as ids.
         init_std: standard deviation of the initial vectors; None for that of `Initial.dlrm`.
+        num_tables: into how many tables of equal size shared rows are dealt, lookup by lookup in
+            turn; for "multiplexed" alone.
         seed: of the hash functions.
         importance_rows: rows of importance weights over the ids of a table, for "weighted".
     """
@@ -53,6 +56,7 @@ class HashedRows:
     exact_below: int = 0
     exact_if_fits: bool = True
     init_std: float | None = None
+    num_tables: int = 1
     seed: int = 0
     importance_rows: float = 0.0
 
@@ -64,13 +68,12 @@ class HashedRows:
         """Return the blueprint whose hashed rows have size / _STEPS of the full bytes."""
         tables: list[PhysicalTable] = []
         initial: dict[str, Initial] = {}
-        programs: dict[str, tuple[str, list[Program]]] = {}
+        lookups: dict[str, list[VirtualLookup]] = {}
         for members in self._shares(specs):
             width = self.row_width(members[0].embedding_dim)
-            name = members[0].name if len(members) == 1 else f"shared_{width}"
-            num_rows = self._lay_out(members, width, size, name, programs)
-            tables.append(PhysicalTable(name=name, num_rows=num_rows, width=width))
-            initial[name] = self._initial(members)
+            made = self._lay_out(members, width, size, lookups)
+            tables += made
+            initial |= dict.fromkeys((table.name for table in made), self._initial(members))
         importance: dict[str, VirtualLookup] = {}
         if self.combine == "weighted":
             for spec in specs:
@@ -82,7 +85,7 @@ class HashedRows:
                 )
         outputs = []
         for key, (spec, feature) in output_keys(specs).items():
-            table, its = programs[spec.name]
+            its = lookups[spec.name]
             width = self.row_width(spec.embedding_dim)
             outputs.append(
                 Output(
@@ -92,7 +95,7 @@ class HashedRows:
                     num_ids=spec.num_embeddings,
                     embedding_dim=width * len(its) if self.combine == "concat" else width,
                     pooling=spec.pooling,
-                    lookups=tuple(VirtualLookup(table=table, program=p) for p in its),
+                    lookups=tuple(its),
                     combine=self.combine,
                     importance=importance.get(spec.name),
                 )
@@ -102,7 +105,7 @@ class HashedRows:
             initial=initial,
             parameters={
                 "rows": {t.name: t.num_rows for t in tables},
-                "lookups": {spec.name: len(programs[spec.name][1]) for spec in specs},
+                "lookups": {spec.name: len(lookups[spec.name]) for spec in specs},
             },
         )
 
@@ -121,34 +124,50 @@ class HashedRows:
         members: Sequence[TableSpec],
         width: int,
         size: int,
-        name: str,
-        programs: dict[str, tuple[str, list[Program]]],
-    ) -> int:
-        """Fill in the programs of the tables that share one; return its number of rows."""
+        lookups: dict[str, list[VirtualLookup]],
+    ) -> list[PhysicalTable]:
+        """Fill in the lookups of the tables that share rows; return the physical tables."""
+        names = self._names(members, width)
         full = sum(spec.full_bytes for spec in members) // (4 * width)
         wanted = max(1, full * size // _STEPS)
         exact = [s for s in members if s.num_embeddings <= self.exact_below]
         hashed = [s for s in members if s.num_embeddings > self.exact_below]
         needed = sum(s.num_embeddings * self.num_lookups(s) for s in hashed)
-        first = 0
         if self.exact_if_fits and needed and wanted - self._exact_rows(exact) >= needed:
             # As many rows as ids: nothing has to be shared.
             exact, hashed = list(members), []
+        turns = itertools.cycle(names)
+        firsts = dict.fromkeys(names, 0)
         for spec in exact:
-            its: list[Program] = []
+            lookups[spec.name] = []
             for _ in range(self.num_lookups(spec)):
-                its.append((Offset(first=first),) if first else ())
-                first += spec.num_embeddings
-            programs[spec.name] = (name, its)
-        if not hashed:
-            return max(first, 1)
-        num_rows = max(1, wanted - first)
+                name = next(turns)
+                program = (Offset(first=firsts[name]),) if firsts[name] else ()
+                lookups[spec.name].append(VirtualLookup(table=name, program=program))
+                firsts[name] += spec.num_embeddings
+        sizes = {name: max(1, wanted // len(names) - firsts[name]) for name in names}
         for spec in hashed:
-            programs[spec.name] = (
-                name,
-                [self._hash(spec, j, num_rows, first) for j in range(self.num_lookups(spec))],
+            lookups[spec.name] = []
+            for j in range(self.num_lookups(spec)):
+                name = next(turns)
+                program = self._hash(spec, j, sizes[name], firsts[name])
+                lookups[spec.name].append(VirtualLookup(table=name, program=program))
+        return [
+            PhysicalTable(
+                name=name,
+                num_rows=max(1, firsts[name] + (sizes[name] if hashed else 0)),
+                width=width,
             )
-        return first + num_rows
+            for name in names
+        ]
+
+    def _names(self, members: Sequence[TableSpec], width: int) -> list[str]:
+        """Return the names of the physical tables that the tables share."""
+        if len(members) == 1 and (self.scope == "per_feature" or self.num_tables == 1):
+            return [members[0].name]
+        if self.num_tables == 1:
+            return [f"shared_{width}"]
+        return [f"shared_{width}_{i}" for i in range(self.num_tables)]
 
     def _exact_rows(self, exact: Sequence[TableSpec]) -> int:
         return sum(s.num_embeddings * self.num_lookups(s) for s in exact)

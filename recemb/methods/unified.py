@@ -33,11 +33,14 @@ class Unified(PlannedMethod):
         auto_threshold: see `lookups`.
         multiplex: whether all features share one table; False hashes each into a table of its own
             of proportional size, which is the baseline at the same bytes.
+        num_tables: one table, or a few of equal size that take the lookups in turn, as in the
+            authors' layer, which spreads hot rows.
         init_bound: initial weights are uniform in +- this; 0.05 is the authors' choice.
         hash_seed: of the hash functions, which are salted with feature name and lookup.
 
     Raises:
-        ValueError: if `lookups` is below 1.
+        ValueError: if `lookups` or `num_tables` is below 1, or several tables are asked for where
+            nothing is shared.
     """
 
     def __init__(
@@ -49,11 +52,16 @@ class Unified(PlannedMethod):
         exact_if_fits: bool = False,
         auto_threshold: int = 300,
         multiplex: bool = True,
+        num_tables: int = 1,
         init_bound: float = 0.05,
         hash_seed: int = 0,
     ) -> None:
         if lookups != "auto" and lookups < 1:
             raise ValueError(f"Unified: lookups must be at least 1 or auto, got {lookups}")
+        if num_tables < 1 or (num_tables > 1 and not multiplex):
+            raise ValueError(
+                f"Unified: num_tables must be at least 1, and 1 without multiplex, got {num_tables}"
+            )
         self.lookups = lookups
         self.row_width = row_width
         self.auto_threshold = auto_threshold
@@ -64,6 +72,7 @@ class Unified(PlannedMethod):
             exact_below=exact_below,
             exact_if_fits=exact_if_fits,
             init_std=init_bound / 3**0.5,
+            num_tables=num_tables,
             seed=hash_seed,
         )
 

@@ -57,6 +57,29 @@ def test_tiny_tables_keep_rows_that_nobody_else_touches():
     assert not torch.isin(tiny, others).any()
 
 
+def test_several_tables_take_the_lookups_in_turn():
+    made = blueprint(Unified(num_tables=2, exact_below=0), 0.1)
+    first, second = made.plan.tables
+    assert first.num_rows == second.num_rows
+    for output in made.plan.outputs:
+        assert [v.table for v in output.lookups] == [first.name, second.name]
+    one = blueprint(Unified(exact_below=0), 0.1)
+    assert 0 <= one.serve_bytes - made.serve_bytes <= 4 * first.width
+
+
+def test_several_tables_hold_the_exact_rows_too():
+    made = blueprint(Unified(num_tables=2), 0.1)
+    output = next(o for o in made.plan.outputs if o.key == "i")
+    assert len({v.table for v in output.lookups}) == 2
+    assert all(torch.equal(row, torch.arange(5)) for row in rows_of(made, "i", 5))
+
+
+@pytest.mark.parametrize("wrong", [{"num_tables": 0}, {"num_tables": 2, "multiplex": False}])
+def test_several_tables_without_sharing_are_refused(wrong):
+    with pytest.raises(ValueError, match="num_tables must be at least 1"):
+        Unified(**wrong)
+
+
 def test_automatic_lookups_follow_the_number_of_ids():
     made = blueprint(Unified(lookups="auto"), 0.1)
     assert made.parameters["lookups"] == {"a": 3, "b": 3, "tiny": 1}
