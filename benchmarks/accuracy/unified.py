@@ -88,7 +88,13 @@ STUDIES = {
     "frappe": Study(
         title="Unified Embedding on Frappe",
         words=(
-            *("experiment=ml100k_dcnv2", "data=table", "data.label=label", "embedding_dim=16"),
+            *(
+                "experiment=ml100k_dcnv2",
+                "data=table",
+                "~data.features",
+                "data.label=label",
+                "embedding_dim=16",
+            ),
             "data.files=[frappe/valid.csv.gz,frappe/test.csv.gz]",
             *(f"+data.categorical.{field}=vocabulary" for field in _FRAPPE_FIELDS),
         ),
