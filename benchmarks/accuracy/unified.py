@@ -95,7 +95,7 @@ STUDIES = {
                 "data.label=label",
                 "embedding_dim=16",
             ),
-            "data.files=[frappe/valid.csv.gz,frappe/test.csv.gz]",
+            *("data.raw=${paths.data}/frappe", "data.files=[valid.csv.gz,test.csv.gz]"),
             *(f"+data.categorical.{field}=vocabulary" for field in _FRAPPE_FIELDS),
         ),
         budgets=(1.0, 0.1),
