@@ -1,5 +1,6 @@
 """What every method promises, for every YAML of conf/embedding."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.tables.computed import ComputedTables
 from recemb.tables.initial import Initial
 from recemb.tables.method import Budget
 from recemb.tables.optimizer import TableOptimizer
@@ -16,6 +18,8 @@ from recemb.tables.spec import TableSpec
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "embedding"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 RATIOS = [0.5, 0.25, 0.1, 0.05]
+# In training mode a row depends on the batch's other ids; in eval mode it does not.
+BATCH_STATISTICS = {"dhe"}
 # Sums of a few float32 products in another order.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 SPECS = [
@@ -126,7 +130,7 @@ def test_training_bytes_are_those_of_the_state(name):
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_pools_the_rows(name, inputs):
-    tables = build(name)
+    tables = build(name).train(name not in BATCH_STATISTICS)
     features = draw(SPECS, **inputs)
     found = tables(features).to_dict()
     for key, (spec, feature) in tables.outputs.items():
@@ -143,7 +147,7 @@ def test_forward_pools_the_rows(name, inputs):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sequences_are_the_rows(name):
-    tables = build(name, SEQUENCES)
+    tables = build(name, SEQUENCES).train(name not in BATCH_STATISTICS)
     features = draw(SEQUENCES, max_length=4)
     found = tables.sequences(features)["f0"]
     torch.testing.assert_close(found.values(), tables.rows("f0", features.values()), **ROUNDING)
@@ -191,7 +195,11 @@ def test_the_frozen_form_gives_the_same_bits(name):
     tables = build(name)
     train(tables, seed=0)
     features = draw(SPECS, max_length=3)
-    assert torch.equal(tables.freeze()(features).values(), tables(features).values())
+    frozen = tables.freeze()
+    assert not frozen.training
+    tables.train(name not in BATCH_STATISTICS)
+    assert torch.equal(frozen(features).values(), tables(features).values())
+    assert not any(p.requires_grad for p in frozen.parameters())
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "unified"])
@@ -235,5 +243,16 @@ def test_the_yaml_is_the_signature(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_serialises(name):
     tables = build(name)
-    again = type(tables.plan).from_json(tables.plan.to_json())
-    assert again == tables.plan
+    planned = tables.planned if isinstance(tables, ComputedTables) else tables
+    if planned is not None:
+        again = type(planned.plan).from_json(planned.plan.to_json())
+        assert again == planned.plan
+    if isinstance(tables, ComputedTables):
+        description = tables.description()
+        assert json.loads(json.dumps(description)) == description
+        for source_name, source in tables.sources.items():
+            entry = description["sources"][source_name]
+            again = type(source)(**entry["settings"])
+            assert again.form == entry["form"]
+            shapes = {part: tensor.shape for part, tensor in source.parts()}
+            assert {part: tensor.shape for part, tensor in again.parts()} == shapes
