@@ -13,17 +13,18 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from recemb.ids.hashing import hash_seed
 from recemb.tables.blueprint import Blueprint, largest
 from recemb.tables.initial import Initial
 from recemb.tables.lookup_plan import Combine, LookupPlan, Output, PhysicalTable, VirtualLookup
 from recemb.tables.method import Budget
-from recemb.tables.program import Hash, Offset, Program
+from recemb.tables.program import Digit, Hash, Offset, Program
 from recemb.tables.spec import TableSpec, output_keys
 
 Scope = Literal["per_feature", "multiplexed"]
+HashRule = Literal["mixed", "modulo"]
 
 _STEPS = 1 << 20
 """The size of all tables is one in so many steps of their full size."""
@@ -47,6 +48,11 @@ class HashedRows:
             turn; for "multiplexed" alone.
         seed: of the hash functions.
         importance_rows: rows of importance weights over the ids of a table, for "weighted".
+        hashing: "mixed" for a seeded hash that mixes; "modulo" for the remainder of the id, for one
+            lookup per id in tables of their own: a remainder cannot be salted.
+
+    Raises:
+        ValueError: on an unknown word, or for "modulo" where tables share rows.
     """
 
     num_lookups: Callable[[TableSpec], int]
@@ -59,6 +65,17 @@ class HashedRows:
     num_tables: int = 1
     seed: int = 0
     importance_rows: float = 0.0
+    hashing: HashRule = "mixed"
+
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+        if self.hashing not in get_args(HashRule):
+            raise ValueError(f"hashing must be mixed or modulo, got '{self.hashing}'")
+        if self.hashing == "modulo" and self.scope == "multiplexed":
+            raise ValueError(
+                "hashing=modulo cannot be multiplexed: id i of every feature would read the same "
+                "row, for a remainder has no salt; choose hashing=mixed or scope=per_feature"
+            )
 
     def blueprint(self, specs: Sequence[TableSpec], budget: Budget | None) -> Blueprint:
         """Return the largest blueprint within `budget`, or the smallest there is."""
@@ -113,9 +130,12 @@ class HashedRows:
         """Return the tables that share a physical one."""
         if self.scope == "per_feature":
             return [[spec] for spec in specs]
-        groups: dict[tuple[int, bool], list[TableSpec]] = {}
+        groups: dict[tuple[object, ...], list[TableSpec]] = {}
         for spec in specs:
-            key = (self.row_width(spec.embedding_dim), spec.pooling == "none")
+            key: tuple[object, ...] = (self.row_width(spec.embedding_dim), spec.pooling == "none")
+            if self.combine in ("sum", "mean") and spec.num_embeddings <= self.exact_below:
+                # A row that stands alone is not drawn like those that are summed.
+                key = (spec.name,)
             groups.setdefault(key, []).append(spec)
         return list(groups.values())
 
@@ -165,9 +185,11 @@ class HashedRows:
         """Return the names of the physical tables that the tables share."""
         if len(members) == 1 and (self.scope == "per_feature" or self.num_tables == 1):
             return [members[0].name]
+        # Sequences are looked up by themselves, so that they share rows among themselves.
+        name = f"shared_{width}" + ("_sequence" if members[0].pooling == "none" else "")
         if self.num_tables == 1:
-            return [f"shared_{width}"]
-        return [f"shared_{width}_{i}" for i in range(self.num_tables)]
+            return [name]
+        return [f"{name}_{i}" for i in range(self.num_tables)]
 
     def _exact_rows(self, exact: Sequence[TableSpec]) -> int:
         return sum(s.num_embeddings * self.num_lookups(s) for s in exact)
@@ -175,6 +197,9 @@ class HashedRows:
     def _hash(self, spec: TableSpec, j: int, num_rows: int, first: int) -> Program:
         # Features that share a table share its ids, so they share their hash: that of the first.
         seed = hash_seed(self.seed, spec.feature_names[0], j)
+        if self.hashing == "modulo":
+            assert j == 0
+            return (Digit(modulus=num_rows),)
         step = Hash(seed=seed, num_rows=num_rows)
         return (step, Offset(first=first)) if first else (step,)
 
@@ -204,3 +229,13 @@ class HashedRows:
             "weighted": (3 / k) ** 0.5,
         }[self.combine]
         return Initial(distribution="uniform", spread=std * factor * 3**0.5)
+
+
+def check_scope(scope: Scope) -> None:
+    """Check the word.
+
+    Raises:
+        ValueError: if it is unknown.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be per_feature or multiplexed, got '{scope}'")

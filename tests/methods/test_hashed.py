@@ -124,3 +124,14 @@ def test_adapt_emb_gives_the_most_frequent_ids_rows_of_their_own():
     both = torch.unique(torch.cat([own, tables.rows("f", tail)]), dim=0)
     assert len(both) <= num_rows
     assert len(both) == num_rows // 2 + len(torch.unique(tables.rows("f", tail), dim=0))
+
+
+def test_modulo_is_the_remainder_of_the_id():
+    made = blueprint(Hashing(hashing="modulo", exact_below=0), 0.1)
+    num_rows = {t.name: t.num_rows for t in made.plan.tables}["b"]
+    assert torch.equal(rows_of(made, "h", 3000)[0], torch.arange(3000) % num_rows)
+
+
+def test_an_unknown_hashing_is_refused():
+    with pytest.raises(ValueError, match="hashing must be mixed or modulo, got 'crc'"):
+        Hashing(hashing="crc")
