@@ -50,7 +50,7 @@ class RankedRows:
     ) -> Blueprint:
         """Return the largest blueprint within `budget`, or the smallest there is."""
         ranks = {
-            spec.name: _ranks(spec, stats)
+            spec.name: frequency_ranks(spec, stats)
             for spec in specs
             if spec.num_embeddings > self.exact_below
         }
@@ -135,8 +135,15 @@ class AdaptEmb(PlannedMethod):
         return self.rows.blueprint(specs, stats, budget)
 
 
-def _ranks(spec: TableSpec, stats: IdCounts) -> Tensor:
-    """Return the rank of each id (num_embeddings,) int32, the most frequent first."""
+def frequency_ranks(spec: TableSpec, stats: IdCounts) -> Tensor:
+    """Return the rank of each id (num_embeddings,) int32, the most frequent first.
+
+    Ids of equal frequency are ordered by id; without statistics of any feature all are equal.
+
+    Args:
+        spec: the table; the counts of all its features are added.
+        stats: how often the training split has each id.
+    """
     counts = [stats[f] for f in spec.feature_names if f in stats]
     if not counts:
         return torch.arange(spec.num_embeddings, dtype=torch.int32)

@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
-from recemb.tables.program import Program, program_from_json, program_limit, program_to_json
+from recemb.tables.program import (
+    Program,
+    may_be_absent,
+    program_from_json,
+    program_limit,
+    program_to_json,
+)
 from recemb.tables.spec import Pooling
 
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
@@ -147,7 +153,14 @@ class Output:
 
     @property
     def is_linear(self) -> bool:
-        """Return whether pooling first and combining afterwards gives the same vector."""
+        """Return whether pooling first and combining afterwards gives the same vector.
+
+        It does not for a mean of ids that some of several lookups know and others do not: each
+        lookup would divide by the number of those that it knows.
+        """
+        is_split = len(self.lookups) > 1 and any(may_be_absent(v.program) for v in self.lookups)
+        if is_split and self.pooling == "mean":
+            return False
         return self.combine in ("concat", "sum", "mean") and all(
             lookup.row.is_identity for lookup in self.lookups
         )

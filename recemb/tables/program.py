@@ -168,11 +168,111 @@ class Remap:
         return sizes.get(self.buffer)
 
 
-Step = Offset | Hash | Digit | Remap
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """A number made of some bits of the id.
+
+    Bit i of the row is bit places[i] of the id: Bits(places=(0, 1, 2)) is the id modulo 8,
+    Bits(places=(3, 4, 5)) the next octal digit, and Bits(places=(0, 2, 4)) every other bit.
+
+    Attributes:
+        places: of the bits, the lowest first, each in [0, 63), none twice.
+
+    Raises:
+        ValueError: if they are not.
+    """
+
+    places: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only.
+        object.__setattr__(self, "places", tuple(self.places))
+        is_ok = all(isinstance(p, int) and 0 <= p < 63 for p in self.places)
+        if not self.places or not is_ok or len(set(self.places)) < len(self.places):
+            raise ValueError(
+                f"Bits: places must be different numbers in [0, 63), at least one, got "
+                f"{list(self.places)}"
+            )
+
+    def __str__(self) -> str:
+        low, high = self.places[0], self.places[-1]
+        if self.places == tuple(range(low, high + 1)):
+            return f"bits {low}..{high}"
+        return f"bits {','.join(str(p) for p in self.places)}"
+
+    def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
+        """Return the numbers (N,)."""
+        ids = ids.long()
+        low, num = self.places[0], len(self.places)
+        if self.places == tuple(range(low, low + num)):
+            return (ids >> low) & (2**num - 1)
+        found = torch.zeros_like(ids)
+        for i, place in enumerate(self.places):
+            found |= ((ids >> place) & 1) << i
+        return found
+
+    def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+        """Return one more than the largest number."""
+        if limit is None:
+            return 1 << len(self.places)
+        last = limit - 1
+        # Every id up to `last` is, bit by bit, no larger than one of these: `last` itself, or
+        # `last` with one of its ones taken away and all bits below that set.
+        tops = [last, *((last >> p << p) - 1 for p in range(last.bit_length()) if last >> p & 1)]
+        return 1 + max(
+            sum((top >> place & 1) << i for i, place in enumerate(self.places)) for top in tops
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within:
+    """Row id - first for ids in [first, end), ABSENT for all others; a program's last step.
+
+    Attributes:
+        first: the first id that has a row, not negative.
+        end: one more than the last; None for no end.
+
+    Raises:
+        ValueError: unless 0 <= first < end.
+    """
+
+    first: int = 0
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.end is not None and self.end <= self.first):
+            raise ValueError(
+                f"Within: first must be at least 0 and below end, got {self.first} and {self.end}"
+            )
+
+    def __str__(self) -> str:
+        return f"in [{self.first}, {'..' if self.end is None else self.end})"
+
+    def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
+        """Return the rows (N,), ABSENT among them."""
+        is_inside = ids >= self.first
+        if self.end is not None:
+            is_inside &= ids < self.end
+        return torch.where(is_inside, ids - self.first, ABSENT)
+
+    def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
+        """Return one more than the largest row."""
+        ends = [e for e in (limit, self.end) if e is not None]
+        return max(0, min(ends) - self.first) if ends else None
+
+
+Step = Offset | Hash | Digit | Remap | Bits | Within
 Program = tuple[Step, ...]
 """Steps in order; none at all is the identity."""
 
-_STEPS: dict[str, type[Step]] = {"offset": Offset, "hash": Hash, "digit": Digit, "remap": Remap}
+_STEPS: dict[str, type[Step]] = {
+    "offset": Offset,
+    "hash": Hash,
+    "digit": Digit,
+    "remap": Remap,
+    "bits": Bits,
+    "within": Within,
+}
 
 
 def run_program(program: Program, ids: Tensor, buffers: Buffers) -> Tensor:
@@ -202,8 +302,11 @@ def program_limit(program: Program, limit: int | None, sizes: Mapping[str, int])
 
 
 def may_be_absent(program: Program) -> bool:
-    """Return whether `program` has a Remap that can give ABSENT."""
-    return any(isinstance(step, Remap) and not step.is_total for step in program)
+    """Return whether `program` has a step that can give ABSENT."""
+    return any(
+        isinstance(step, Within) or (isinstance(step, Remap) and not step.is_total)
+        for step in program
+    )
 
 
 def program_to_json(program: Program) -> list[dict[str, Any]]:
