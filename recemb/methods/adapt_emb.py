@@ -3,17 +3,19 @@
     e(i) = E[rank(i)] if rank(i) < head, else E[head + h(i)]
 
 Source: DeepRec's adaptive embedding (Alibaba), as described in the VLDB 2024 study of Zhang et al.
-Departures: the tail is hashed by a mixing hash instead of modulo, and the remap of every id to its
-rank counts against the budget.
+Departures: the tail is hashed by a mixing hash (hashing=modulo is the study's), and the remap of
+every id counts against the budget.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from recemb.ids.hashing import hash_seed
+from recemb.methods.hashed import HashRule
 from recemb.tables.blueprint import Blueprint, PlannedMethod, largest
 from recemb.tables.initial import Initial
 from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
@@ -38,12 +40,22 @@ class RankedRows:
         exact_below: tables of at most so many ids are not compressed.
         init_std: of the initial vectors; None for the uniform distribution of DLRM.
         hash_seed: of the hash functions.
+        hashing: "mixed", or "modulo": the tail's ids, in their order, take its rows in turn. The
+            buffer then holds rows instead of ranks.
+
+    Raises:
+        ValueError: if `hashing` is unknown.
     """
 
     head: Callable[[int], int]
     exact_below: int
     init_std: float | None
     hash_seed: int
+    hashing: HashRule = "mixed"
+
+    def __post_init__(self) -> None:
+        if self.hashing not in get_args(HashRule):
+            raise ValueError(f"hashing must be mixed or modulo, got '{self.hashing}'")
 
     def blueprint(
         self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None
@@ -54,7 +66,15 @@ class RankedRows:
             for spec in specs
             if spec.num_embeddings > self.exact_below
         }
-        return largest(lambda size: self._of(specs, ranks, size), budget, specs, most=_STEPS)
+        made = largest(lambda size: self._of(specs, ranks, size), budget, specs, most=_STEPS)
+        if self.hashing == "mixed":
+            return made
+        rows = {
+            f"{name}_rank": self._rows_in_turn(rank, made.parameters["rows"][name])
+            for name, rank in ranks.items()
+            if f"{name}_rank" in made.buffers
+        }
+        return replace(made, buffers=rows)
 
     def _of(self, specs: Sequence[TableSpec], ranks: dict[str, Tensor], size: int) -> Blueprint:
         tables, initial, buffers, limits = [], {}, {}, {}
@@ -69,10 +89,11 @@ class RankedRows:
                 buffers[name], limits[name] = ranks[spec.name], num_ids
                 seed = hash_seed(self.hash_seed, spec.feature_names[0])
                 exact = min(self.head(rows), rows - 1)
-                programs[spec.name] = (
-                    Remap(buffer=name, is_total=True),
-                    Hash(seed=seed, num_rows=rows, exact=exact),
-                )
+                programs[spec.name] = (Remap(buffer=name, is_total=True),)
+                if self.hashing == "mixed":
+                    programs[spec.name] += (Hash(seed=seed, num_rows=rows, exact=exact),)
+                else:
+                    limits[name] = rows
                 num_ids = rows
             tables.append(PhysicalTable(name=spec.name, num_rows=num_ids, width=spec.embedding_dim))
             std = self.init_std
@@ -97,24 +118,33 @@ class RankedRows:
             parameters={"rows": {t.name: t.num_rows for t in tables}},
         )
 
+    def _rows_in_turn(self, ranks: Tensor, num_rows: int) -> Tensor:
+        """Return the row (N,) int32 of each id, given its rank (N,)."""
+        head = min(self.head(num_rows), num_rows - 1)
+        is_tail = ranks >= head
+        turns = (torch.cumsum(is_tail, 0) - 1) % (num_rows - head)
+        return torch.where(is_tail, head + turns, ranks.long()).int()
+
 
 class AdaptEmb(PlannedMethod):
     """Rows in proportion to ids; `head_share` of them belong to one frequent id each.
 
     Args:
         head_share: of a table's rows.
+        hashing: of the tail: "mixed", or "modulo" as in the study.
         exact_below: tables of at most so many ids are not compressed.
         init_std: of the initial vectors; None for the uniform distribution of DLRM.
         hash_seed: of the hash functions.
 
     Raises:
-        ValueError: if `head_share` is not in [0, 1).
+        ValueError: if `head_share` is not in [0, 1), or `hashing` unknown.
     """
 
     def __init__(
         self,
         *,
         head_share: float = 0.5,
+        hashing: HashRule = "mixed",
         exact_below: int = 100,
         init_std: float | None = None,
         hash_seed: int = 0,
@@ -126,6 +156,7 @@ class AdaptEmb(PlannedMethod):
             exact_below=exact_below,
             init_std=init_std,
             hash_seed=hash_seed,
+            hashing=hashing,
         )
 
     def blueprint(

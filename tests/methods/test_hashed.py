@@ -135,3 +135,19 @@ def test_modulo_is_the_remainder_of_the_id():
 def test_an_unknown_hashing_is_refused():
     with pytest.raises(ValueError, match="hashing must be mixed or modulo, got 'crc'"):
         Hashing(hashing="crc")
+
+
+def test_the_study_s_adapt_emb_deals_the_tail_s_ids_out_in_their_order():
+    spec = TableSpec(name="a", num_embeddings=2000, embedding_dim=16, feature_names=("f",))
+    counts = torch.randint(0, 10**6, (2000,), generator=torch.Generator().manual_seed(1))
+    made = AdaptEmb(hashing="modulo").blueprint([spec], {"f": counts}, Budget(ratio=0.25))
+    num_rows = made.plan.tables[0].num_rows
+    head = num_rows // 2
+    by_count = sorted(range(2000), key=lambda i: (-int(counts[i]), i))
+    expected = {i: row for row, i in enumerate(by_count[:head])}
+    for turn, i in enumerate(sorted(by_count[head:])):
+        expected[i] = head + turn % (num_rows - head)
+    program = made.plan.outputs[0].lookups[0].program
+    found = run_program(program, torch.arange(2000), made.buffers)
+    assert found.tolist() == [expected[i] for i in range(2000)]
+    assert made.serve_bytes <= Budget(ratio=0.25).allowed_bytes([spec])
