@@ -10,6 +10,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Draw the same numbers in every test, whichever tests run before it."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked gpu where torch can use none, and say so."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -50,6 +50,10 @@ class Pass:
 
     A store that several units read is updated once, by the sum of all their gradients.
 
+    Attributes:
+        units: the units.
+        is_held: whether rows are constants, which no backward pass reaches.
+
     Args:
         units: the units.
         updaters: those of all stores.
@@ -59,16 +63,21 @@ class Pass:
         self.units = tuple(units)
         self._updaters = tuple(updaters)
         self._is_fused = any(u.store.optimizer is not None for u in updaters)
+        self.is_held = False
 
     def __call__(self, features: KeyedJaggedTensor) -> Read:
         """Return what the units read of `features`."""
         one_hot = is_one_hot(features)
         prepared = [unit(features, one_hot=one_hot) for unit in self.units]
         lookups = [its for _, its in prepared]
-        if self._is_fused and torch.is_grad_enabled():
+        flat: tuple[Tensor, ...]
+        if self.is_held:
+            with torch.no_grad():
+                flat = self.read(lookups)
+        elif self._is_fused and torch.is_grad_enabled():
             anchor = torch.zeros((), requires_grad=True)
             scales = [its.differentiable for its in lookups]
-            flat: tuple[Tensor, ...] = FusedLookup.apply(  # type: ignore[no-untyped-call]
+            flat = FusedLookup.apply(  # type: ignore[no-untyped-call]
                 anchor, self, lookups, *scales
             )
         else:
@@ -171,6 +180,10 @@ class Engine(nn.Module):
             if any(t.name == table for t in store.group.tables):
                 return store
         raise AssertionError(f"no table '{table}'")
+
+    def hold(self, flag: bool) -> None:
+        """Treat rows as constants, while `flag` is True."""
+        self.pooled.is_held = self.sequences.is_held = flag
 
     def _unit(self, unit: Unit) -> UnitLookup:
         fits = max(self._layout.groups[g].num_rows for g in unit.groups) < _INT32_ROWS

@@ -1,19 +1,21 @@
 """A method: one way to store tables, and how tables stored that way are trained."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from recemb.data.batch import Batch
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
 
 Keep = Literal["fresh", "keep"]
+Take = Literal["best", "last"]
 
 IdCounts = Mapping[str, Tensor]
 """How often the training split has each id of a feature: (num_embeddings,) int64 by feature."""
@@ -93,6 +95,88 @@ class Plan:
         }
 
 
+class Stateful(Protocol):
+    """What a stage saves and restores beside tables and model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take up a state."""
+        ...
+
+
+class Updates(Protocol):
+    """What a method's own step may ask of the fit that calls it."""
+
+    @property
+    def step(self) -> int:
+        """Return the number of updates made so far."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """Return the number of updates after which the fit ends if nothing stops it before."""
+        ...
+
+    def update(self, batches: Sequence[Batch]) -> float:
+        """Make one ordinary update of rows and model; return the mean training loss."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean log loss of a batch, a scalar; its backward pass updates the rows.
+
+        Within `tables.hold_rows()` it does not, whatever else requires grad.
+        """
+        ...
+
+    def next_validation_batch(self) -> Batch:
+        """Return the next batch of an endless, shuffled pass over the validation split."""
+        ...
+
+
+Step = Callable[[Updates, Sequence[Batch]], float]
+"""An update from some batches (one, unless gradients are accumulated); returns the mean loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a stage is fitted where it differs from an ordinary fit.
+
+    Attributes:
+        model: whether to begin with a fresh ranking model or keep the last stage's.
+        optimizer: whether the dense optimizer, and the rows' state in the tables, begin afresh or
+            are those of the last stage; "keep" needs a model that is kept, of the same shape.
+        step: makes an update; None for the ordinary one.
+        stop_when: asked after every evaluation; True ends the stage.
+        eligible: asked after every evaluation; whether it may become the best one.
+        take: which state the stage leaves: that of the best evaluation or the last one.
+        max_epochs: instead of the trainer's setting; None keeps that.
+        patience: likewise.
+        extra: what the stage's checkpoints hold beside tables and model, by name.
+
+    Raises:
+        ValueError: if the optimizer is to be kept and the model is not.
+    """
+
+    model: Keep = "fresh"
+    optimizer: Keep = "fresh"
+    step: Step | None = None
+    stop_when: Callable[[], bool] | None = None
+    eligible: Callable[[], bool] | None = None
+    take: Take = "best"
+    max_epochs: int | None = None
+    patience: int | None = None
+    extra: Mapping[str, Stateful] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "keep" and self.model == "fresh":
+            raise ValueError(
+                "Recipe: optimizer='keep' needs model='keep'; its state is the model's"
+            )
+
+
 class Context(Protocol):
     """All that a method's recipe may ask of the trainer."""
 
@@ -126,8 +210,10 @@ class Context(Protocol):
         """Return the device to train on."""
         ...
 
-    def fit(self, tables: Tables, *, stage: str, model: Keep = "fresh") -> Mapping[str, float]:
-        """Train `tables` and a ranking model; return the best validation metrics.
+    def fit(
+        self, tables: Tables, *, stage: str, recipe: Recipe | None = None
+    ) -> Mapping[str, float]:
+        """Train `tables` and a ranking model; return the validation metrics.
 
         Afterwards `tables` hold the state of the best evaluation.
 
@@ -135,7 +221,16 @@ class Context(Protocol):
             tables: what to train.
             stage: names the stage in logs and checkpoints; a stage that was completed before an
                 interruption is loaded, not trained again.
-            model: whether to begin with a fresh ranking model or keep the last stage's.
+            recipe: how the stage differs from an ordinary fit.
+        """
+        ...
+
+    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what `compute` returns, computed once in a run, whatever interrupts it.
+
+        Args:
+            name: names it in the checkpoints, unique within the method.
+            compute: returns tensors and plain values.
         """
         ...
 
@@ -149,7 +244,12 @@ class Method(abc.ABC):
 
     A subclass is one file: what its tables compute, and, where a single fit is not enough, how they
     are trained.
+
+    Attributes:
+        stages: names of the fits that `run` makes, in order.
     """
+
+    stages: Sequence[str] = ("train",)
 
     @abc.abstractmethod
     def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:

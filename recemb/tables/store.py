@@ -55,10 +55,40 @@ class GroupStore(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
         if not is_trained:
             return
-        start = optimizer.initial_accumulator if "adagrad" in optimizer.kind else 0.0
         for name, is_rowwise in STATE_PARTS[optimizer.kind]:
             part = allocate(shape[:1] if is_rowwise else shape, device)
-            self.register_buffer(name, part.fill_(start), persistent=False)
+            self.register_buffer(name, part, persistent=False)
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Set the optimizer's state to that before the first update."""
+        self.step = 0
+        for part in self.state.values():
+            part.fill_(self._initial_state)
+
+    def reset_rows(self, name: str, rows: Tensor) -> None:
+        """Set the optimizer's state of some rows of a table to that before the first update."""
+        for part in self.state.values():
+            self._view(part, name)[rows] = self._initial_state
+
+    def copy_rows(self, name: str, source: Tensor, target: Tensor) -> None:
+        """Copy rows of a table, weights and optimizer's state, over others of it.
+
+        Args:
+            name: the table.
+            source: (N,) rows to read.
+            target: (N,) rows to overwrite, each once; all are read before one is written.
+        """
+        for tensor in (self.weight.detach(), *self.state.values()):
+            view = self._view(tensor, name)
+            view[target] = view[source].clone()
+
+    @property
+    def _initial_state(self) -> float:
+        optimizer = self.optimizer
+        if optimizer is None or "adagrad" not in optimizer.kind:
+            return 0.0
+        return optimizer.initial_accumulator
 
     @property
     def state(self) -> dict[str, Tensor]:

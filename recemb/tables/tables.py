@@ -4,14 +4,17 @@ Shapes: `B` examples, `N` ids, `D` embedding_dim.
 """
 
 import abc
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from recemb.tables.engine import Engine
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
+from recemb.tables.store import GroupStore
 
 
 class Tables(nn.Module, abc.ABC):
@@ -101,3 +104,25 @@ class Tables(nn.Module, abc.ABC):
         The next backward pass with False applies one exact update of the sum over everything that
         was collected, itself included: gradient accumulation over micro-batches.
         """
+
+    def reset_optimizer(self) -> None:
+        """Set the state of the rows' own optimizer to that before the first update."""
+        for module in self.modules():
+            if isinstance(module, GroupStore):
+                module.reset_optimizer()
+
+    @contextlib.contextmanager
+    def hold_rows(self) -> Iterator[None]:
+        """Within this context rows are constants: no backward pass updates them.
+
+        For losses that are to move something else alone, such as a bilevel step's on validation
+        data.
+        """
+        engines = [module for module in self.modules() if isinstance(module, Engine)]
+        for engine in engines:
+            engine.hold(True)
+        try:
+            yield
+        finally:
+            for engine in engines:
+                engine.hold(False)

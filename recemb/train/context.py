@@ -1,32 +1,36 @@
 """What a method's recipe may ask of the trainer: fits and evaluations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recemb.checkpoint.store import CheckpointStore
+from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.data.prepared import Prepared
 from recemb.models.ranking_model import RankingModel
-from recemb.tables.method import Budget, IdCounts, Keep
+from recemb.tables.method import Budget, IdCounts, Recipe
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 from recemb.train.evaluation import score
-from recemb.train.fit import DenseOptimizer, Fit, FitPlan
+from recemb.train.fit import Fit
+from recemb.train.fit_plan import DenseOptimizer, FitPlan
 from recemb.train.log import RunLog
 from recemb.train.progress import Progress
 from recemb.train.settings import TrainerSettings
 
+_RESULT = "result"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FittedModel:
-    """The ranking model of the last fit, and where that fit ended."""
+    """The ranking model of the last fit, where that fit ended, and its optimizer's state there."""
 
     model: RankingModel
     progress: Progress
+    optimizer_state: Mapping[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -46,6 +50,7 @@ class TrainingContext:
         checkpoints: the folder of checkpoints, one folder in it for each stage.
         log: rows.
         resume_command: what to tell a user who interrupts.
+        stages: names of the method's fits, in order.
     """
 
     prepared: Prepared
@@ -60,6 +65,7 @@ class TrainingContext:
     checkpoints: Path
     log: RunLog
     resume_command: str
+    stages: Sequence[str] = ("train",)
     _fitted: FittedModel | None = field(default=None, init=False)
     _log_bytes: int = field(default=0, init=False)
 
@@ -85,41 +91,86 @@ class TrainingContext:
             raise RuntimeError("the method's run() returned without a fit; call ctx.fit(tables)")
         return self._fitted
 
-    def fit(self, tables: Tables, *, stage: str, model: Keep = "fresh") -> Mapping[str, float]:
+    def fit(
+        self, tables: Tables, *, stage: str, recipe: Recipe | None = None
+    ) -> Mapping[str, float]:
         """Train `tables` and a ranking model, or load them if the stage was completed before.
 
         Args:
-            tables: what to train; afterwards they hold the state of the best evaluation.
-            stage: its name, unique within the method.
-            model: whether to begin with a fresh ranking model or keep the last stage's.
+            tables: what to train; afterwards they hold the state that the recipe takes.
+            stage: its name, one of `stages`.
+            recipe: how it differs from an ordinary fit.
 
         Returns:
             The validation metrics of that state.
+
+        Raises:
+            ValueError: if the stage is unknown.
         """
+        if stage not in self.stages:
+            raise ValueError(
+                f"fit: there is no stage '{stage}'; the method's stages are {list(self.stages)}"
+            )
+        recipe = Recipe() if recipe is None else recipe
         torch.manual_seed(self.seed)
-        ranking_model = self.fitted.model if model == "keep" else self._build_model(tables)
+        if recipe.optimizer == "fresh":
+            tables.reset_optimizer()
+        kept = recipe.model == "keep"
+        ranking_model = self.fitted.model if kept else self._build_model(tables)
         plan = FitPlan(
             prepared=self.prepared,
             tables=tables,
             model=ranking_model,
             dense_optimizer=self.dense_optimizer,
             table_learning_rate=self.optimizer.learning_rate,
-            settings=self.settings,
+            settings=self._settings(recipe),
             seed=self.seed,
             log_start_bytes=self._log_bytes,
             resume_command=self.resume_command,
+            recipe=recipe,
+            optimizer_state=self.fitted.optimizer_state if recipe.optimizer == "keep" else None,
+            title=self._title(stage),
         )
         fit = Fit(plan, store=CheckpointStore(self.checkpoints / stage), log=self.log)
         progress = fit.run()
         self._log_bytes = fit.log_bytes
-        self._fitted = FittedModel(model=ranking_model, progress=progress)
+        self._fitted = FittedModel(
+            model=ranking_model, progress=progress, optimizer_state=fit.optimizer_state()
+        )
         return self.evaluate(tables)
+
+    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what `compute` returns, or what it returned before the run was interrupted.
+
+        Args:
+            name: the folder of its checkpoint.
+            compute: returns tensors and plain values.
+        """
+        store = CheckpointStore(self.checkpoints / name)
+        found = store.load_newest(_RESULT)
+        if found is None:
+            store.save(CheckpointName(_RESULT, 0), compute())
+            found = store.load_newest(_RESULT)
+        assert found is not None
+        return found[1]
 
     def evaluate(self, tables: Tables) -> Mapping[str, float]:
         """Return the validation metrics of `tables` with the model of the last fit."""
         batches = self.prepared.batches("val", batch_size=self.settings.eval_batch_size)
         scored = score(batches, tables=tables, model=self.fitted.model, device=self.device)
         return scored.metrics("val")
+
+    def _settings(self, recipe: Recipe) -> TrainerSettings:
+        """Return the trainer's settings with those that the recipe replaces."""
+        changes = {"max_epochs": recipe.max_epochs, "patience": recipe.patience}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self.settings, **given)
+
+    def _title(self, stage: str) -> str:
+        """Return which stage of how many this is; nothing if there is but one."""
+        if len(self.stages) == 1:
+            return ""
+        return f"{stage} ({list(self.stages).index(stage) + 1} of {len(self.stages)}), "
 
     def _build_model(self, tables: Tables) -> RankingModel:
         """Return a fresh model as wide as the tables' vectors."""

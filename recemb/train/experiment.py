@@ -17,7 +17,7 @@ from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 from recemb.train.context import FittedModel, TrainingContext
 from recemb.train.evaluation import score
-from recemb.train.fit import DenseOptimizer
+from recemb.train.fit_plan import DenseOptimizer
 from recemb.train.log import RunLog
 from recemb.train.settings import TrainerSettings
 from recemb.train.summary import hardware, peak_memory_bytes, versions
@@ -128,6 +128,7 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
         checkpoints=folder / "checkpoints",
         log=log,
         resume_command=experiment.resume_command,
+        stages=experiment.method.stages,
     )
     tables = experiment.method.run(context)
     fitted = context.fitted

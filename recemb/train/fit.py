@@ -10,8 +10,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +18,13 @@ from torch import Tensor, nn
 
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.data.batch import Batch
-from recemb.data.prepared import Prepared
 from recemb.models.ranking_model import RankingModel
-from recemb.tables.tables import Tables
 from recemb.train.evaluation import score
+from recemb.train.fit_plan import FitPlan
 from recemb.train.log import RunLog
 from recemb.train.progress import InterruptedFitError, Progress, StopSignals
-from recemb.train.settings import LOWER_IS_BETTER, TrainerSettings
-
-DenseOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+from recemb.train.settings import LOWER_IS_BETTER
+from recemb.train.validation import ValidationStream
 
 _RESUME, _BEST = "step", "best"
 _FALL_WARNING = (
@@ -37,34 +34,6 @@ _FALL_WARNING = (
     "optimizer.tables.learning_rate; optimizer.tables.weight_decay=1e-6 or more; dropout in the "
     "model; a higher minimum count in the data. The best checkpoint is kept either way."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitPlan:
-    """What a fit works on.
-
-    Attributes:
-        prepared: the data.
-        tables: on the device of the settings.
-        model: on the same device.
-        dense_optimizer: makes the optimizer of the model's parameters (and of the tables' dense
-            ones).
-        table_learning_rate: base learning rate of the fused tables.
-        settings: how to run.
-        seed: of the order of batches.
-        log_start_bytes: length of the log when this fit first began.
-        resume_command: what to tell the user who interrupts.
-    """
-
-    prepared: Prepared
-    tables: Tables
-    model: RankingModel
-    dense_optimizer: DenseOptimizer
-    table_learning_rate: float
-    settings: TrainerSettings
-    seed: int
-    log_start_bytes: int = 0
-    resume_command: str = "run the same command again"
 
 
 class Fit:
@@ -94,7 +63,31 @@ class Fit:
         self._base_rates = [g["lr"] for g in self.optimizer.param_groups] if self.optimizer else []
         self._compiled = torch.compile(_loss_sum, dynamic=False) if self.settings.compile else None
         self._last_metrics: dict[str, float] = {}
+        self._validation = ValidationStream(
+            plan.prepared, batch_size=self.settings.batch_size, seed=plan.seed
+        )
         self.log_bytes = plan.log_start_bytes
+
+    @property
+    def step(self) -> int:
+        """Return the number of updates made so far."""
+        return self.progress.step
+
+    @property
+    def total_steps(self) -> int:
+        """Return the number of updates after which the fit ends if nothing stops it before."""
+        settings = self.settings
+        batches = self.plan.prepared.num_batches("train", batch_size=settings.batch_size)
+        total = settings.max_epochs * math.ceil(batches / settings.accumulate_batches)
+        return total if settings.max_steps is None else min(total, settings.max_steps)
+
+    def optimizer_state(self) -> Mapping[str, Any] | None:
+        """Return the state of the dense optimizer at the end; None if there is none."""
+        return None if self.optimizer is None else self.optimizer.state_dict()
+
+    def next_validation_batch(self) -> Batch:
+        """Return the next batch of an endless, shuffled pass over the validation split."""
+        return self._validation.next().to(self.device)
 
     def run(self) -> Progress:
         """Train to the end, leave the best weights in the tables and the model, say where it stood.
@@ -122,7 +115,7 @@ class Fit:
         )
         total = plan.prepared.num_batches("train", batch_size=settings.batch_size)
         self.log.start_epoch(
-            f"epoch {progress.epoch + 1}/{settings.max_epochs}",
+            f"{plan.title}epoch {progress.epoch + 1}/{settings.max_epochs}",
             total=math.ceil(total / settings.accumulate_batches),
             done=progress.batch // settings.accumulate_batches,
         )
@@ -140,19 +133,32 @@ class Fit:
         self._after_epoch()
 
     def _update(self, group: list[Batch]) -> None:
-        """Make one update from the gradients of all batches of the group."""
+        """Make one update, the method's or the ordinary one, and count it."""
         tables, progress = self.plan.tables, self.progress
         tables.train()
         self.plan.model.train()
         self._set_learning_rates()
-        num_examples = sum(len(batch) for batch in group)
+        batches = [batch.to(self.device) for batch in group]
+        step = self.plan.recipe.step
+        loss = self.update(batches) if step is None else step(self, batches)
+        progress.batch += len(group)
+        progress.step += 1
+        progress.examples += sum(len(batch) for batch in group)
+        progress.loss_sum += loss
+        progress.loss_steps += 1
+        self._check_loss(loss)
+
+    def update(self, batches: Sequence[Batch]) -> float:
+        """Make one update from the gradients of all batches; return their mean loss."""
+        tables = self.plan.tables
+        num_examples = sum(len(batch) for batch in batches)
         total = 0.0
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
-        for position, batch in enumerate(group):
-            is_last = position == len(group) - 1
+        for position, batch in enumerate(batches):
+            is_last = position == len(batches) - 1
             tables.defer_updates(not is_last)
-            loss = self._batch_loss(batch.to(self.device)) / num_examples
+            loss = self._batch_loss(batch) / num_examples
             if is_last:
                 loss = loss + tables.penalty()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -161,12 +167,11 @@ class Fit:
             if self.settings.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self._clipped, self.settings.max_gradient_norm)
             self.optimizer.step()
-        progress.batch += len(group)
-        progress.step += 1
-        progress.examples += num_examples
-        progress.loss_sum += total
-        progress.loss_steps += 1
-        self._check_loss(total)
+        return total
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean log loss of a batch, a scalar; its backward pass updates the rows."""
+        return self._batch_loss(batch) / len(batch)
 
     def _batch_loss(self, batch: Batch) -> Tensor:
         """Return the summed log loss of a batch."""
@@ -264,13 +269,16 @@ class Fit:
             )
         self._last_metrics = {k: metrics[k] for k in dict.fromkeys((settings.monitor, "val/auc"))}
         self.log.show(self._last_metrics)
-        value = metrics[settings.monitor]
-        if self._is_better(value):
+        recipe, value = self.plan.recipe, metrics[settings.monitor]
+        is_eligible = recipe.eligible is None or recipe.eligible()
+        if is_eligible and self._is_better(value):
             progress.best_step, progress.best_value = progress.step, value
             progress.bad_evaluations = 0
             self.store.save(CheckpointName(_BEST, progress.step), self._weights())
-            return
-        progress.note_no_improvement(settings)
+        elif is_eligible:
+            progress.note_no_improvement(settings)
+        if recipe.stop_when is not None and recipe.stop_when():
+            progress.is_finished = True
 
     def _is_better(self, value: float) -> bool:
         best = self.progress.best_value
@@ -294,6 +302,8 @@ class Fit:
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
             "progress": self.progress.to_dict(),
             "last_metrics": dict(self._last_metrics),
+            "validation_batch": self._validation.position,
+            "extra": {name: part.state_dict() for name, part in self.plan.recipe.extra.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None,
             "log_bytes": self.log_bytes,
@@ -312,6 +322,8 @@ class Fit:
         found = self.store.load_newest(_RESUME)
         if found is None:
             self.log.truncate(self.log_bytes)
+            if self.optimizer is not None and self.plan.optimizer_state is not None:
+                self.optimizer.load_state_dict(dict(self.plan.optimizer_state))
             return
         name, state = found
         self.plan.tables.load_state_dict(state["tables"])
@@ -320,6 +332,9 @@ class Fit:
             self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress.from_dict(state["progress"])
         self._last_metrics = state["last_metrics"]
+        self._validation.position = state.get("validation_batch", 0)
+        for part_name, part in self.plan.recipe.extra.items():
+            part.load_state_dict(state["extra"][part_name])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -330,7 +345,7 @@ class Fit:
 
     def _restore_best(self) -> None:
         step = self.progress.best_step
-        if step is None:
+        if step is None or self.plan.recipe.take == "last":
             return
         best = self.store.load(CheckpointName(_BEST, step))
         self.plan.tables.load_state_dict(best["tables"])
