@@ -77,7 +77,7 @@ class ComputedTables(Tables):
             for is_pooled in (True, False):
                 limits = id_limits(_passed(outputs, is_pooled=is_pooled))
                 self.register_buffer(_limits_name(index, is_pooled), limits, persistent=False)
-        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
 
     @property
     def sources(self) -> dict[str, RowSource]:
