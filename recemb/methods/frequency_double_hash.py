@@ -15,13 +15,13 @@ from torch import Tensor
 
 from recemb.ids.hashing import hash_seed as seed_of
 from recemb.methods.adapt_emb import frequency_ranks
-from recemb.methods.hashed import Scope, check_scope
+from recemb.methods.hashed import Scope, check_scope, outputs_of, shared_name
 from recemb.tables.blueprint import Blueprint, PlannedMethod, largest
 from recemb.tables.initial import Initial
-from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
+from recemb.tables.lookup_plan import LookupPlan, PhysicalTable, VirtualLookup
 from recemb.tables.method import Budget, IdCounts
 from recemb.tables.program import Hash, Program, Remap, Within
-from recemb.tables.spec import TableSpec, output_keys
+from recemb.tables.spec import TableSpec
 
 _STEPS = 1 << 20
 """The rows of a compressed table are one in so many steps of its ids."""
@@ -140,19 +140,7 @@ class FrequencyDoubleHash(PlannedMethod):
             draft.lookups[spec.name] = tuple(found)
 
     def _blueprint(self, specs: Sequence[TableSpec], draft: _Draft) -> Blueprint:
-        outputs = tuple(
-            Output(
-                key=key,
-                feature=feature,
-                owner=spec.name,
-                num_ids=spec.num_embeddings,
-                embedding_dim=spec.embedding_dim,
-                pooling=spec.pooling,
-                lookups=draft.lookups[spec.name],
-                combine="sum" if len(draft.lookups[spec.name]) > 1 else "concat",
-            )
-            for key, (spec, feature) in output_keys(specs).items()
-        )
+        outputs = outputs_of(specs, draft.lookups, combine="sum")
         return Blueprint(
             plan=LookupPlan(tables=tuple(draft.tables), outputs=outputs, buffers=draft.limits),
             buffers=draft.buffers,
@@ -164,10 +152,8 @@ class FrequencyDoubleHash(PlannedMethod):
         )
 
     def _shared_name(self, spec: TableSpec) -> str:
-        if self.scope == "per_feature":
-            return spec.name
-        kind = "_sequence" if spec.pooling == "none" else ""
-        return f"shared_{spec.embedding_dim}{kind}"
+        is_own = self.scope == "per_feature"
+        return spec.name if is_own else shared_name(spec, spec.embedding_dim)
 
     def _initial(self, spec: TableSpec, *, summands: int = 1) -> Initial:
         std = self.init_std

@@ -11,7 +11,7 @@ sum with weights that are drawn uniformly from +-1.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -185,8 +185,7 @@ class HashedRows:
         """Return the names of the physical tables that the tables share."""
         if len(members) == 1 and (self.scope == "per_feature" or self.num_tables == 1):
             return [members[0].name]
-        # Sequences are looked up by themselves, so that they share rows among themselves.
-        name = f"shared_{width}" + ("_sequence" if members[0].pooling == "none" else "")
+        name = shared_name(members[0], width)
         if self.num_tables == 1:
             return [name]
         return [f"{name}_{i}" for i in range(self.num_tables)]
@@ -231,6 +230,42 @@ class HashedRows:
         return Initial(distribution="uniform", spread=std * factor * 3**0.5)
 
 
+def outputs_of(
+    specs: Sequence[TableSpec],
+    lookups: Mapping[str, tuple[VirtualLookup, ...]],
+    *,
+    combine: Combine,
+) -> tuple[Output, ...]:
+    """Return the outputs whose vectors are as wide as embedding_dim says.
+
+    Args:
+        specs: the tables.
+        lookups: those of each table, by its name.
+        combine: how several lookups become a vector.
+    """
+    return tuple(
+        Output(
+            key=key,
+            feature=feature,
+            owner=spec.name,
+            num_ids=spec.num_embeddings,
+            embedding_dim=spec.embedding_dim,
+            pooling=spec.pooling,
+            lookups=lookups[spec.name],
+            combine=combine if len(lookups[spec.name]) > 1 else "concat",
+        )
+        for key, (spec, feature) in output_keys(specs).items()
+    )
+
+
+def shared_name(spec: TableSpec, width: int) -> str:
+    """Return the name of the table of `width` that `spec` shares with others.
+
+    Sequences are looked up by themselves, so that they share rows among themselves.
+    """
+    return f"shared_{width}" + ("_sequence" if spec.pooling == "none" else "")
+
+
 def check_scope(scope: Scope) -> None:
     """Check the word.
 
@@ -239,3 +274,23 @@ def check_scope(scope: Scope) -> None:
     """
     if scope not in get_args(Scope):
         raise ValueError(f"scope must be per_feature or multiplexed, got '{scope}'")
+
+
+def refuse_added_partitions(owner: str, setting: str, value: str) -> None:
+    """Check that the rows of different partitions of an id are not added, which share a table.
+
+    The quotient of one id and the remainder of another that share a row would both be added to a
+    vector before the network has any weights between them: they would share one gradient, and be
+    merged for good, which is what partitions with tables of their own exclude. Rows side by side,
+    or multiplied, are told apart. Source: Coleman et al., "Unified Embedding", NeurIPS 2023,
+    section 4 (only rows that are read through different weights can be told apart).
+
+    Raises:
+        ValueError: if `value` is "sum".
+    """
+    if value == "sum":
+        raise ValueError(
+            f"{owner}: {setting}=sum cannot be multiplexed: embeddings that are added share one "
+            "gradient, so that parts of an id that share a row are merged for good; choose "
+            f"another {setting}, or scope=per_feature"
+        )
