@@ -6,6 +6,7 @@ import torch
 from recemb.methods.compo_emb import CompoEmb
 from recemb.tables.method import Budget
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.program import run_program
 from recemb.tables.spec import TableSpec
 
 # Ids per field of Criteo Kaggle and Avazu without a minimum count.
@@ -74,3 +75,39 @@ def test_distinct_ids_have_distinct_vectors(combine):
 def test_odd_widths_cannot_be_cut_in_two():
     with pytest.raises(ValueError, match="cannot be cut in two"):
         CompoEmb(combine="concat").plan(specs_of([5000], width=5), {}, Budget(ratio=0.2))
+
+
+def test_sums_cannot_be_multiplexed():
+    with pytest.raises(ValueError, match="combine=sum cannot be multiplexed: embeddings that are"):
+        CompoEmb(combine="sum", scope="multiplexed")
+
+
+@pytest.mark.parametrize("combine", ["product", "concat"])
+def test_multiplexed_quotients_and_remainders_are_hashed_with_salts_of_their_own(combine):
+    specs, budget = specs_of([4000, 4000]), Budget(ratio=0.1)
+    made = CompoEmb(combine=combine, scope="multiplexed").blueprint(specs, {}, budget)
+    (table,) = made.plan.tables
+    rows = torch.stack(
+        [
+            run_program(v.program, torch.arange(4000), {})
+            for output in made.plan.outputs
+            for v in output.lookups
+        ]
+    )
+    c = made.parameters["collisions"]
+    assert c == CompoEmb(combine=combine).blueprint(specs, {}, budget).parameters["collisions"]
+    # Ids of one quotient, and of one remainder, read the same row.
+    assert len(torch.unique(rows[0, :c])) == 1
+    assert len(torch.unique(rows[1, ::c])) == 1
+    for one, other in ((0, 1), (0, 2), (1, 3)):
+        assert (rows[one] != rows[other]).float().mean() > 0.9
+    assert 0 <= budget.allowed_bytes(specs) - made.serve_bytes < 8 * table.width
+
+
+def test_multiplexed_there_is_no_floor_but_that_of_tables_left_alone():
+    specs = specs_of([4000, 4])
+    plan = CompoEmb(scope="multiplexed").plan(specs, {}, Budget(ratio=0.005))
+    assert plan.is_feasible
+    floor = CompoEmb(scope="multiplexed").plan(specs, {}, Budget(num_bytes=1))
+    # One row for all quotients and remainders, and the four of the other table.
+    assert floor.storage.serve_bytes == 4 * 16 * 5
