@@ -25,14 +25,14 @@ class Blueprint:
     Attributes:
         plan: which rows make which vectors.
         buffers: what its programs read.
-        initial: how each physical table's weights are drawn.
+        initial: how each physical table's weights are drawn, or what they are.
         projections: initial value of each projection; those left out are drawn.
         parameters: the hyper-parameters that were chosen, plain JSON types.
     """
 
     plan: LookupPlan
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
-    initial: Mapping[str, Initial] = field(default_factory=dict)
+    initial: Mapping[str, Initial | Tensor] = field(default_factory=dict)
     projections: Mapping[str, Tensor] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,8 +63,7 @@ class Blueprint:
             backend=backend,
             bounds=bounds,
             buffers=self.buffers,
-            initial=self.initial,
-            projections=self.projections,
+            initial={**self.initial, **self.projections},
             seed=seed,
             device=device,
         )

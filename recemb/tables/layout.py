@@ -5,7 +5,7 @@ Tables of one width and dtype lie one after the other in one buffer.
 Shapes: `R` rows of a buffer, `D` its width, `S` lookups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from recemb.tables.lookup_plan import DType, LookupPlan, Output, PhysicalTable, VirtualLookup
@@ -115,8 +115,8 @@ class Layout:
     sequences: tuple[Unit, ...]
 
 
-def lay_out(plan: LookupPlan) -> Layout:
-    """Return the layout of `plan`.
+def group_tables(plan: LookupPlan) -> tuple[Group, ...]:
+    """Return the groups of a plan's tables.
 
     Tables that only sequences read have groups of their own, for sequences are looked up, and
     updated, by a call of their own.
@@ -131,17 +131,28 @@ def lay_out(plan: LookupPlan) -> Layout:
     for table in plan.tables:
         key = (table.width, table.dtype, table.name not in pooled_tables)
         members.setdefault(key, []).append(table)
-    groups = tuple(_group(*key, tables) for key, tables in members.items())
+    return tuple(_group(*key, tables) for key, tables in members.items())
+
+
+def lay_out(plan: LookupPlan, *, composed: Collection[int] = ()) -> Layout:
+    """Return the layout of `plan`.
+
+    Args:
+        plan: the plan.
+        composed: indices of the groups whose rows are read one by one, whatever becomes of them.
+    """
+    groups = group_tables(plan)
     places = {
         table.name: (g, first)
         for g, group in enumerate(groups)
         for table, first in zip(group.tables, group.first_rows, strict=True)
     }
     linear: dict[int, list[Slot]] = {}
-    composed: dict[int, list[Slot]] = {}
+    one_by_one: dict[int, list[Slot]] = {}
     sequences: dict[int, list[Slot]] = {}
     for output in plan.outputs:
-        pooled = linear if output.is_linear else composed
+        is_plain = all(places[v.table][0] not in composed for v in output.all_lookups)
+        pooled = linear if output.is_linear and is_plain else one_by_one
         target = sequences if output.pooling == "none" else pooled
         for number, lookup in enumerate(output.all_lookups):
             group, first = places[lookup.table]
@@ -155,7 +166,7 @@ def lay_out(plan: LookupPlan) -> Layout:
             target.setdefault(group, []).append(slot)
     return Layout(
         groups=groups,
-        pooled=(*_units(linear, is_pooled=True), *_units(composed, is_pooled=False)),
+        pooled=(*_units(linear, is_pooled=True), *_units(one_by_one, is_pooled=False)),
         sequences=_units(sequences, is_pooled=False),
     )
 

@@ -13,10 +13,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from recemb.tables.backend import Backend, check_backend
 from recemb.tables.bounds import Bounds, BoundsCheck
 from recemb.tables.compose import Composer, RowPrograms, combine, project
-from recemb.tables.engine import Engine
+from recemb.tables.engine import Engine, Pass
 from recemb.tables.gather import gather_rows
 from recemb.tables.initial import Initial
-from recemb.tables.layout import lay_out
+from recemb.tables.layout import Unit, group_tables, lay_out
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.named_tensors import NamedTensors
 from recemb.tables.optimizer import TableOptimizer
@@ -24,6 +24,7 @@ from recemb.tables.program import run_program
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
+from recemb.tables.transform import TransformFactory, Transforms
 
 
 class PlannedTables(Tables):
@@ -47,9 +48,11 @@ class PlannedTables(Tables):
             saved with one loads with the other.
         bounds: what happens to an id that its output does not have, see `BoundsCheck`.
         buffers: what address and row programs read, by name.
-        initial: how each physical table's weights are drawn, by its name; integers start at 0.
-        projections: the initial value of each projection, by its name; the others are drawn so
-            that vectors keep the rows' standard deviation.
+        initial: how each physical table's weights are drawn, or what they are, by its name; and
+            what a projection is, by its own. Other projections are drawn so that vectors keep the
+            rows' standard deviation; integers start at 0.
+        transform: makes what happens to a group's rows between memory and combination; None for
+            nothing.
         seed: of the initial weights.
         device: where the tables live; "meta" allocates nothing.
 
@@ -66,8 +69,8 @@ class PlannedTables(Tables):
         backend: Backend = "auto",
         bounds: Bounds = "error",
         buffers: Mapping[str, Tensor] | None = None,
-        initial: Mapping[str, Initial] | None = None,
-        projections: Mapping[str, Tensor] | None = None,
+        initial: Mapping[str, Initial | Tensor] | None = None,
+        transform: TransformFactory | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -83,7 +86,8 @@ class PlannedTables(Tables):
         self._bounds = BoundsCheck(bounds)
         self._device = torch.device("cpu" if device is None else device)
         self.plan_buffers = self._checked(buffers or {})
-        layout = lay_out(plan)
+        self.transforms = Transforms(group_tables(plan), transform).to(self._device)
+        layout = lay_out(plan, composed=self.transforms.composed)
         self.engine = Engine(
             layout,
             optimizer=optimizer,
@@ -111,7 +115,7 @@ class PlannedTables(Tables):
             for units in (layout.pooled, layout.sequences)
         ]
         if self._device.type != "meta":
-            self._initialise(seed, initial or {}, projections or {})
+            self._initialise(seed, initial or {})
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Return one pooled vector per key and example, contiguous (B, sum of D).
@@ -123,6 +127,7 @@ class PlannedTables(Tables):
             values = torch.empty(features.stride(), 0)
         else:
             read = self.engine.pooled(features)
+            read = self.transforms.apply_to(read, self._units_of(self.engine.pooled))
             values = self._composers[0].pooled(read, self.projections)
         return KeyedTensor(
             keys=list(self.keys),
@@ -141,6 +146,7 @@ class PlannedTables(Tables):
         if not self.sequence_keys:
             return {}
         read = self.engine.sequences(features)
+        read = self.transforms.apply_to(read, self._units_of(self.engine.sequences))
         vectors = self._composers[1].unpooled(read, self.projections)
         found = {}
         for unit, bags in zip(self.engine.sequences.units, read.bags, strict=True):
@@ -182,6 +188,7 @@ class PlannedTables(Tables):
             table = self.engine.store_of(lookup.table).table(lookup.table)
             vector = gather_rows(table, rows.clamp(min=0))
             vector = vector.masked_fill((rows < 0).unsqueeze(1), 0)
+            vector = self.transforms.apply_to_rows(lookup.table, vector, rows)
             vectors.append(programs.apply(lookup.row, vector, rows))
         return project(output, combine(output, vectors), self.projections)
 
@@ -195,6 +202,8 @@ class PlannedTables(Tables):
         ):
             if num_bytes := sum(t.nbytes for t in tensors):
                 serve[part] = num_bytes
+        if self.transforms.by_group:
+            serve["transforms"] = sum(t.nbytes for t in self.transforms.state_dict().values())
         state = sum(t.nbytes for store in stores for t in store.state.values())
         counts = sum(8 * len(store.step_names()) for store in stores)
         return Storage(
@@ -204,7 +213,16 @@ class PlannedTables(Tables):
         )
 
     def freeze(self) -> "PlannedTables":
-        """Return the same weights, shared, without optimizer state or gradients, in eval mode."""
+        """Return the same weights, shared, without optimizer state or gradients, in eval mode.
+
+        Raises:
+            NotImplementedError: if rows are transformed: what becomes of that in serving is for the
+                method to say.
+        """
+        if self.transforms.by_group:
+            raise NotImplementedError(
+                f"{type(self).__name__}: rows are transformed, so freeze() must be the method's own"
+            )
         frozen = PlannedTables(
             self.specs,
             self.plan,
@@ -221,6 +239,16 @@ class PlannedTables(Tables):
         frozen.plan_buffers.share(self.plan_buffers)
         frozen.projections.share(self.projections)
         return frozen.eval()
+
+    def penalty(self) -> Tensor:
+        """Return the sum of what the transforms add to the loss."""
+        return sum((t.penalty() for t in self.transforms.all()), start=torch.zeros(()))
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters for the dense optimizer: without those of a method's own steps."""
+        own = {id(p) for p in self.transforms.parameters()}
+        found = [p for p in super().dense_parameters() if id(p) not in own]
+        return found + [p for t in self.transforms.all() for p in t.dense_parameters()]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use `learning_rate` from the next update on.
@@ -253,6 +281,9 @@ class PlannedTables(Tables):
     def table(self, name: str) -> Tensor:
         """Return the weights (num_rows, width) of a physical table, a view."""
         return self.engine.store_of(name).table(name)
+
+    def _units_of(self, reading: Pass) -> list[Unit]:
+        return [unit.unit for unit in reading.units]
 
     def _check_outputs(self) -> None:
         """Check that plan and specs name the same vectors.
@@ -295,22 +326,23 @@ class PlannedTables(Tables):
             for name, tensor in tensors.items():
                 yield f"{part}.{name}", tensor
 
-    def _initialise(
-        self, seed: int, initial: Mapping[str, Initial], projections: Mapping[str, Tensor]
-    ) -> None:
+    def _initialise(self, seed: int, initial: Mapping[str, Initial | Tensor]) -> None:
         """Draw all weights in the plan's order, on the CPU: the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         for table in self.plan.tables:
             target = self.engine.store_of(table.name).table(table.name).detach()
-            if not table.is_trained:
-                target.zero_()
-                continue
             rule = initial.get(table.name, Initial.dlrm(table.num_rows))
-            rule.fill(target, generator)
+            if isinstance(rule, Tensor):
+                target.copy_(rule)
+            elif not table.is_trained:
+                target.zero_()
+            else:
+                rule.fill(target, generator)
         for projection in self.plan.projections:
             matrix = self.projections[projection.name].detach()
-            if projection.name in projections:
-                matrix.copy_(projections[projection.name])
+            given = initial.get(projection.name)
+            if isinstance(given, Tensor):
+                matrix.copy_(given)
             else:
                 drawn = torch.empty(matrix.shape).uniform_(-1, 1, generator=generator)
                 # A root mean square of 1 / sqrt(in_width) keeps the rows' standard deviation.
@@ -360,5 +392,9 @@ class PlannedTables(Tables):
                 target.detach().copy_(state_dict[key])
         if strict:
             unexpected_keys.extend(
-                key for key in state_dict if key.startswith(prefix) and key not in expected
+                key
+                for key in state_dict
+                if key.startswith(prefix)
+                and not key.startswith(f"{prefix}transforms.")
+                and key not in expected
             )
