@@ -44,7 +44,7 @@ def quantize_rows(weight: Tensor, bits: int) -> Tensor:
             "quantize_rows: a row has an element that is not finite, or needs a scale or bias "
             "beyond float16's 65504; clip or scale the weights"
         )
-    scale, bias = scale_bias.to(rows.dtype).split(1, dim=1)
+    scale, bias = scale_bias[:, :1].to(rows.dtype), scale_bias[:, 1:].to(rows.dtype)
     codes = (rows - bias) / torch.where(scale > 0, scale, 1)
     codes = codes.round().clamp(0, 2**bits - 1) * (scale > 0)
     return reference.assemble(codes.to(torch.uint8), scale_bias, bits)
@@ -151,7 +151,6 @@ def _forward_cuda(*arguments: Any) -> Tensor:
     return kernel.quantized_bag_forward(*arguments)
 
 
-@torch.library.register_fake("recemb::quantized_bag")
 def _forward_fake(
     packed: Tensor,
     values: Tensor,
@@ -165,3 +164,6 @@ def _forward_fake(
 ) -> Tensor:
     examples = bag_layout.num_bags(values, offsets) // num_features
     return packed.new_empty(examples, num_features, width, dtype=out_dtype)
+
+
+torch.library.register_fake("recemb::quantized_bag", _forward_fake)

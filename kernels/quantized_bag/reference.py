@@ -50,8 +50,8 @@ def scale_and_bias(packed: Tensor) -> Tensor:
 def dequantize(packed: Tensor, width: int, bits: int, dtype: torch.dtype) -> Tensor:
     """Return code * scale + bias (R, D)."""
     codes = unpack_planes(packed[:, : width * bits // 8], bits).to(dtype)
-    scale, bias = scale_and_bias(packed).to(dtype).split(1, dim=1)
-    return codes * scale + bias
+    scale_bias = scale_and_bias(packed).to(dtype)
+    return codes * scale_bias[:, :1] + scale_bias[:, 1:]
 
 
 def forward(
