@@ -63,7 +63,10 @@ class Blueprint:
             backend=backend,
             bounds=bounds,
             buffers=self.buffers,
-            initial={**self.initial, **self.projections},
+            initial={
+                **self.initial,
+                **{f"{name}.projection": p for name, p in self.projections.items()},
+            },
             seed=seed,
             device=device,
         )

@@ -308,10 +308,10 @@ def _pool(vectors: Tensor, bags: Bags, feature: int, output: Output) -> Tensor:
 
 
 def project(output: Output, vectors: Tensor, projections: Buffers) -> Tensor:
-    """Return the vectors times the output's projection, if it has one."""
-    if output.projection is None:
-        return vectors
-    return vectors @ projections[output.projection]
+    """Return the vectors times the output's projection, if it has one, and its padding."""
+    if output.projection is not None:
+        vectors = vectors @ projections[output.projection]
+    return F.pad(vectors, (0, output.padding)) if output.padding else vectors
 
 
 def _are_adjacent(places: Sequence[_Place]) -> bool:
@@ -323,6 +323,6 @@ def _follows(place: _Place, end: _Place) -> bool:
 
 
 def _combine_alike(a: Output, b: Output) -> bool:
-    if a.projection is not None or b.projection is not None or a.combine != b.combine:
+    if any(o.projection is not None or o.padding for o in (a, b)) or a.combine != b.combine:
         return False
     return a.combine == "concat" or len(a.lookups) == len(b.lookups)

@@ -133,6 +133,7 @@ class Output:
             element; "weighted" sums them with the weights that `importance` reads.
         importance: a row of as many values as there are lookups; for "weighted" alone.
         projection: name of the matrix that the combined vector is multiplied by; None for none.
+        padding: how many zeros follow.
     """
 
     key: str
@@ -145,6 +146,7 @@ class Output:
     combine: Combine = "concat"
     importance: VirtualLookup | None = None
     projection: str | None = None
+    padding: int = 0
 
     @property
     def all_lookups(self) -> tuple[VirtualLookup, ...]:
@@ -279,6 +281,7 @@ class LookupPlan:
                 body += f" by {_describe(output.importance)}"
             if output.projection is not None:
                 body += f" @ {output.projection}"
+            body += f", {output.padding} zeros" if output.padding else ""
             lines.append(
                 f"{output.key} ({ids}, {output.pooling}) = {body} -> {output.embedding_dim}"
             )
@@ -319,10 +322,10 @@ class LookupPlan:
                     f"but the rows make {width}"
                 )
             width = projection.out_width
-        if width != output.embedding_dim:
+        if output.padding < 0 or width + output.padding != output.embedding_dim:
             raise ValueError(
-                f"{where}: the rows make a vector of {width} values, but embedding_dim is "
-                f"{output.embedding_dim}"
+                f"{where}: the rows make a vector of {width + output.padding} values, but "
+                f"embedding_dim is {output.embedding_dim} (padding {output.padding}, at least 0)"
             )
 
     def _check_lookup(self, lookup: VirtualLookup, output: Output, where: str) -> None:

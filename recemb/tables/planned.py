@@ -49,8 +49,8 @@ class PlannedTables(Tables):
         bounds: what happens to an id that its output does not have, see `BoundsCheck`.
         buffers: what address and row programs read, by name.
         initial: how each physical table's weights are drawn, or what they are, by its name; and
-            what a projection is, by its own. Other projections are drawn so that vectors keep the
-            rows' standard deviation; integers start at 0.
+            what a projection is, by `NAME.projection`. Other projections are drawn so that vectors
+            keep the rows' standard deviation; integers start at 0.
         transform: makes what happens to a group's rows between memory and combination; None for
             nothing.
         seed: of the initial weights.
@@ -340,7 +340,7 @@ class PlannedTables(Tables):
                 rule.fill(target, generator)
         for projection in self.plan.projections:
             matrix = self.projections[projection.name].detach()
-            given = initial.get(projection.name)
+            given = initial.get(f"{projection.name}.projection")
             if isinstance(given, Tensor):
                 matrix.copy_(given)
             else:

@@ -55,7 +55,7 @@ def changed(**changes):
     return LookupPlan(tables=(TABLE,), outputs=(dataclasses.replace(OUTPUT, **changes),))
 
 
-@pytest.mark.parametrize("plan", [PLAN, RICH])
+@pytest.mark.parametrize("plan", [PLAN, RICH, changed(embedding_dim=7, padding=3)])
 def test_json_gives_the_plan_back(plan):
     assert LookupPlan.from_json(plan.to_json()) == plan
 
@@ -96,7 +96,10 @@ def test_a_plan_prints_one_line_for_each_table_and_output():
             {"lookups": (VirtualLookup(table="shared"),), "num_ids": None},
             "can reach any row of table 'shared', which has 10",
         ),
-        ({"embedding_dim": 5}, "make a vector of 4 values, but embedding_dim is 5"),
+        (
+            {"embedding_dim": 5},
+            "make a vector of 4 values, and 0 zeros follow, but embedding_dim is 5",
+        ),
         ({"lookups": (HASHED, HASHED)}, "make a vector of 8 values"),
         ({"combine": "weighted"}, "needs an importance"),
         ({"importance": HASHED}, "needs an importance"),
@@ -147,3 +150,10 @@ def test_a_name_used_twice_is_refused(names):
 def test_a_table_of_no_size_or_type_is_refused(changes):
     with pytest.raises(ValueError, match="physical table 'shared'"):
         dataclasses.replace(TABLE, **changes)
+
+
+def test_padding_is_part_of_the_width():
+    assert "3 zeros" in str(changed(embedding_dim=7, padding=3))
+    for wrong in ({"embedding_dim": 6, "padding": 3}, {"embedding_dim": 3, "padding": -1}):
+        with pytest.raises(ValueError, match=r"embedding_dim is \d \(padding"):
+            changed(**wrong)

@@ -122,10 +122,21 @@ PLANS = {
         [table(), table("u", width=2)],
         width=6,
     ),
+    "zeros behind": both(
+        lambda i: [VirtualLookup(table="t")], [table(width=2)], width=5, padding=3
+    ),
     "product": both(
         lambda i: [digits(5), digits(None, 5, "r")],
         [table("q", 5), table("r", 4)],
         combine="product",
+    ),
+    "product, absent rows and zeros": both(
+        lambda i: [remapped(), remapped(name="u")],
+        [table(), table("u")],
+        combine="product",
+        width=6,
+        padding=2,
+        buffers={"remap": NUM_IDS},
     ),
     "product of three": both(
         lambda i: [digits(3), digits(3, 3, "r"), digits(None, 9, "s")],
