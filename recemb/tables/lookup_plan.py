@@ -324,8 +324,8 @@ class LookupPlan:
             width = projection.out_width
         if output.padding < 0 or width + output.padding != output.embedding_dim:
             raise ValueError(
-                f"{where}: the rows make a vector of {width + output.padding} values, but "
-                f"embedding_dim is {output.embedding_dim} (padding {output.padding}, at least 0)"
+                f"{where}: the rows make a vector of {width} values, and {output.padding} zeros "
+                f"follow, but embedding_dim is {output.embedding_dim}"
             )
 
     def _check_lookup(self, lookup: VirtualLookup, output: Output, where: str) -> None:

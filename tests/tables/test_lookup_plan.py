@@ -155,5 +155,5 @@ def test_a_table_of_no_size_or_type_is_refused(changes):
 def test_padding_is_part_of_the_width():
     assert "3 zeros" in str(changed(embedding_dim=7, padding=3))
     for wrong in ({"embedding_dim": 6, "padding": 3}, {"embedding_dim": 3, "padding": -1}):
-        with pytest.raises(ValueError, match=r"embedding_dim is \d \(padding"):
+        with pytest.raises(ValueError, match="zeros follow, but embedding_dim is"):
             changed(**wrong)
