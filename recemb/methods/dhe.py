@@ -10,7 +10,7 @@ study of Zhang et al., whose count of words is kept for that: it has batch norma
 and shift, which serving folds into the layers, so what serving needs is a little less.
 
 Departures. Hashes are exact in int64 (the study's code overflows int32: half of its inputs leave
-[-1, 1]). a_j, b_j follow from one stored seed for each table, and p_j is the j-th prime from m on.
+[-1, 1]). a_j, b_j follow from one stored seed for each table; p_j is the j-th prime from 64 m on.
 Each distinct id of a batch counts once, for the network and for the statistics of batch
 normalisation; a batch of a single distinct id takes the running statistics. The network begins with
 the statistics of a sample of ids, and an output layer scaled and shifted so that rows have mean 0
@@ -26,13 +26,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recemb.ids.hashing import hash_seed as seed_of
-from recemb.ids.hashing import mix64
+from recemb.ids.universal_hashing import fits_floats, hash_constants, universal_hash
 from recemb.methods.computed import ComputedMethod, Design, largest_size
 from recemb.tables.method import Budget
 from recemb.tables.row_source import HASH_SEED, RowSource
@@ -45,7 +44,6 @@ _SAMPLE = 1024
 """Ids whose statistics an untrained network begins with, at most."""
 _MOMENTUM, _EPS = 0.1, 1e-5
 _LEAST_UNIFORM = 1e-12
-_GOLDEN64 = 0x9E3779B97F4A7C15
 _SEED_BYTES = 8
 
 
@@ -99,6 +97,7 @@ class HashMLP(RowSource):
         self.std = std
         self.is_folded = is_folded
         self._given_seed = hash_seed
+        self._in_floats = fits_floats(num_embeddings, num_buckets)
         for layer, (fan_in, fan_out) in enumerate(self._sizes()):
             self._add(f"weight_{layer}", fan_out, fan_in, device=device)
             self._add(f"bias_{layer}", fan_out, device=device)
@@ -155,17 +154,15 @@ class HashMLP(RowSource):
 
     def encode(self, ids: Tensor) -> Tensor:
         """Return the network's input (N, k) for `ids` (N,), in the type of its weights."""
-        a, b, p = self.get_buffer("constants").unbind(0)
-        hashed = torch.addcmul(b, ids.long().unsqueeze(1), a).remainder_(p)
-        hashed.remainder_(self.num_buckets)
+        hashed = self._hash(ids, self.get_buffer("constants"))
         return encode(hashed, self.num_buckets, self.encoding, self._of("bias", 0).dtype)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the layers as PyTorch does, then fit statistics and output to a sample of ids."""
         count = min(_SAMPLE, self.num_embeddings)
         ids = torch.arange(count) * self.num_embeddings // count
-        a, b, p = hash_constants(self._given_seed, self.num_hashes, self.num_buckets)
-        hashed = (a * ids.unsqueeze(1) + b) % p % self.num_buckets
+        constants = hash_constants(self._given_seed, self.num_hashes, self.num_buckets)
+        hashed = self._hash(ids, constants)
         x = encode(hashed, self.num_buckets, self.encoding, torch.float32)
         for layer, (fan_in, fan_out) in enumerate(self._sizes()):
             weight = torch.empty(fan_out, fan_in)
@@ -200,7 +197,7 @@ class HashMLP(RowSource):
     def frozen(self) -> Self:
         """Return the network with batch normalisation folded into its layers."""
         if self.is_folded:
-            return super().frozen()
+            return self._shared()
         settings = {**self.settings(), "is_folded": True}
         copy = type(self)(**settings, device=torch.device("meta"))
         last = self.hidden_layers
@@ -212,6 +209,9 @@ class HashMLP(RowSource):
         copy.register_buffer(HASH_SEED, self.get_buffer(HASH_SEED))
         copy.register_buffer("constants", self.get_buffer("constants"), persistent=False)
         return copy.eval()
+
+    def _hash(self, ids: Tensor, constants: Tensor) -> Tensor:
+        return universal_hash(ids, constants, self.num_buckets, in_floats=self._in_floats)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Return the inputs and outputs of each layer."""
@@ -251,32 +251,6 @@ def encode(hashed: Tensor, num_buckets: int, encoding: Encoding, dtype: torch.dt
     radius = (-2 * x[:, ::2].clamp(min=_LEAST_UNIFORM).log()).sqrt()
     angle = 2 * math.pi * x[:, 1::2]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1)
-
-
-def hash_constants(seed: int, num_hashes: int, num_buckets: int) -> Tensor:
-    """Return a, b and p of each hash function, (3, k) int64, on the CPU.
-
-    a and b are SplitMix64's finaliser of seed and position, reduced to [1, m); p are the first k
-    primes from m on.
-    """
-    counters = (np.uint64(seed) << np.uint64(32)) + np.arange(2 * num_hashes, dtype=np.uint64)
-    mixed = mix64(counters * np.uint64(_GOLDEN64)).reshape(2, num_hashes)
-    reduced = (mixed % np.uint64(num_buckets - 1)).astype(np.int64) + 1
-    return torch.from_numpy(np.vstack([reduced, _primes_from(num_buckets, num_hashes)]))
-
-
-def _primes_from(least: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the first `count` primes from `least` on, by a sieve of a segment."""
-    # Primes near x are log x apart on average; twice that is enough for all but short lists.
-    length = int(2 * (count + 20) * math.log(least + count * 30))
-    root = math.isqrt(least + length) + 1
-    is_prime = np.ones(length, dtype=bool)
-    for divisor in range(2, root):
-        first = max(divisor * divisor, -(-least // divisor) * divisor)
-        is_prime[first - least :: divisor] = False
-    found = np.flatnonzero(is_prime)[:count].astype(np.int64) + least
-    assert len(found) == count
-    return found
 
 
 class DHE(ComputedMethod):

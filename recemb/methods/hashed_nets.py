@@ -39,6 +39,8 @@ class HashedNets(ComputedMethod):
         hash_seed: int = 0,
     ) -> None:
         super().__init__(init_std=init_std)
+        if scope not in ("multiplexed", "per_feature"):
+            raise ValueError(f"HashedNets: scope must be multiplexed or per_feature, got '{scope}'")
         self._arrays = ROBE(
             chunk_size=1,
             is_signed=is_signed,
@@ -48,5 +50,9 @@ class HashedNets(ComputedMethod):
         )
 
     def design(self, specs: Sequence[TableSpec], budget: Budget | None) -> Design:
-        """Return the design of the longest arrays within `budget`, or of the shortest."""
+        """Return the design of the longest arrays within `budget`, or of the shortest.
+
+        Raises:
+            ValueError: if an array would be longer than hashes reach.
+        """
         return self._arrays.design(specs, budget)

@@ -95,6 +95,10 @@ class RowSource(nn.Module, abc.ABC):
 
     def frozen(self) -> Self:
         """Return the serving form; by default the same tensors, shared, without gradients."""
+        return self._shared()
+
+    def _shared(self) -> Self:
+        """Return a source of the same tensors, shared, without gradients."""
         copy = type(self)(**self.settings(), device=torch.device("meta"))
         for name, parameter in self.named_parameters(recurse=False):
             copy.register_parameter(name, nn.Parameter(parameter.detach(), requires_grad=False))

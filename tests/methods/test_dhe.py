@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recemb.methods.dhe import DHE, HashMLP, encode, hash_constants
+from recemb.ids.universal_hashing import hash_constants
+from recemb.methods.dhe import DHE, HashMLP, encode
 from recemb.tables.method import Budget
 from recemb.tables.spec import TableSpec
 
@@ -33,7 +34,6 @@ BUDGETS = [
 ]
 # Sums of some hundred float32 products, through a few layers.
 LAYERS = {"rtol": 1e-4, "atol": 1e-5}
-PRIMES = [11, 13, 17, 19, 23, 29, 31, 37, 41, 43]
 
 
 def network(*, seed=5, n=3000, width=12, layers=2, num_hashes=64, dim=4, **changes):
@@ -97,18 +97,6 @@ def test_hashes_are_exact_for_large_ids():
 def test_ids_whose_products_leave_int64_are_refused():
     with pytest.raises(ValueError, match=r"must be below 2\^63"):
         network(n=2**50, num_buckets=1_000_000)
-
-
-def test_hash_constants_are_in_range_and_moduli_are_primes():
-    a, b, p = hash_constants(7, 10, 10)
-    assert p.tolist() == PRIMES
-    for values in (*hash_constants(7, 1024, 1_000_000)[:2], a, b):
-        assert int(values.min()) >= 1
-    assert int(hash_constants(7, 1024, 1_000_000)[:2].max()) < 1_000_000
-    primes = hash_constants(7, 1024, 1_000_000)[2].tolist()
-    assert primes[0] == 1_000_003
-    assert len(set(primes)) == 1024
-    assert all(all(q % d for d in range(2, 1100)) for q in primes[:50])
 
 
 def test_different_seeds_have_different_hashes():

@@ -1,5 +1,6 @@
 """HashedNets: that it is ROBE with chunks of one value."""
 
+import pytest
 import torch
 
 from recemb.ids.hashing import hash_rows, hash_seed
@@ -37,3 +38,8 @@ def test_rows_have_both_signs_of_one_value():
     source = tables.sources["a"]
     source.values.detach().fill_(2.0)
     assert set(tables.rows("f", torch.arange(100)).detach().unique().tolist()) == {-2.0, 2.0}
+
+
+def test_an_unknown_scope_is_refused():
+    with pytest.raises(ValueError, match="HashedNets: scope must be multiplexed or per_feature"):
+        HashedNets(scope="all")
