@@ -7,8 +7,8 @@ tables in deep learning recommendation systems", MLSys 2022, section 3. Z is the
 as in the paper; the VLDB 2024 study calls the number of chunks Z. Departures: recemb's mixing hash
 instead of a polynomial modulo a prime; the sign g is optional, as the authors' code has none.
 
-The array is an ordinary parameter that the dense optimizer updates: chunks overlap, so a row-sparse
-update would have to sort every element of every id, which only pays for arrays of tens of millions.
+The array is an ordinary parameter that the dense optimizer updates, with a pass over all of it at
+every step: dear for arrays of many millions of values, that is for mild budgets of large tables.
 
 Shapes: `B` examples, `F` features, `N` ids, `D` embedding_dim, `C` chunks of a row.
 """
