@@ -6,7 +6,7 @@ Source: Yan et al., "Binary Code based Hash Embedding for Web-scale Applications
 2109.02471), section 2: blocks of t bits, in succession or skipping, are indices; sum pooling fuses
 their rows. Distinct ids differ in a block, so that no two have the same rows, and t is the only
 thing that decides the size. Departures: the code is the id's own, of as many bits as the ids need,
-instead of a 64-bit hash of the raw value; blocks have tables of their own unless `share_blocks`,
+instead of a hash of the raw value; blocks have tables of their own unless `share_blocks`,
 because ids whose blocks are the same in another order would otherwise have the same sum; and t is
 smaller by the same number of bits for all tables, give or take one, so that budgets are met.
 """

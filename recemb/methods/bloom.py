@@ -3,7 +3,7 @@
     e(i) = sum_{j=1..k} E[h_j(i)]
 
 Source: Serra and Karatzoglou, "Getting Deep Recommenders Fit: Bloom Embeddings for Sparse Binary
-Input/Output Networks", RecSys 2017, section 3: the k bits that an item sets in a binary input of m
+Input/Output Networks", RecSys 2017: the k bits that an item sets in a binary input of m
 positions, times the first layer's weights. Departures: a row that two hashes of an id agree on
 counts twice, where a bit is set once; bags sum over their items, where bits are set by any of them.
 Only the input is embedded so; their recovery of a binary output has no place here.
