@@ -107,7 +107,8 @@ def lookup_scale(
 
 def to_examples(pooled: Tensor, num_features: int) -> Tensor:
     """Return feature-major bags (F * B, D) as (B, F, D), contiguous."""
-    by_feature = pooled.view(num_features, pooled.shape[0] // num_features, -1)
+    num_bags, width = pooled.shape
+    by_feature = pooled.view(num_features, num_bags // num_features, width)
     return by_feature.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
 

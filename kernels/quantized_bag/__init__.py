@@ -12,9 +12,19 @@ from torch import Tensor
 
 from recemb.kernels import bag_layout
 from recemb.kernels.quantized_bag import reference
+from recemb.kernels.quantized_bag.check import check_packed, check_width
+from recemb.kernels.quantized_bag.fbgemm_rows import FBGEMM_LAYOUTS, from_fbgemm, to_fbgemm
 from recemb.kernels.quantized_bag.reference import row_bytes
 
-__all__ = ["dequantize_rows", "quantize_rows", "quantized_bag", "row_bytes"]
+__all__ = [
+    "FBGEMM_LAYOUTS",
+    "dequantize_rows",
+    "from_fbgemm",
+    "quantize_rows",
+    "quantized_bag",
+    "row_bytes",
+    "to_fbgemm",
+]
 
 
 def quantize_rows(weight: Tensor, bits: int) -> Tensor:
@@ -35,7 +45,7 @@ def quantize_rows(weight: Tensor, bits: int) -> Tensor:
             f"quantize_rows: weight must be (R, D) floating, got {tuple(weight.shape)} "
             f"{weight.dtype}"
         )
-    _check_width("quantize_rows", weight.shape[1], bits)
+    check_width("quantize_rows", weight.shape[1], bits)
     rows = weight.to(bag_layout.accumulator(weight.dtype))
     low, high = rows.aminmax(dim=1, keepdim=True)
     scale_bias = torch.cat([(high - low) / (2**bits - 1), low], dim=1).to(torch.float16)
@@ -58,7 +68,7 @@ def dequantize_rows(
     Raises:
         ValueError: if `packed` is no uint8 table of that width.
     """
-    _check_packed("dequantize_rows", packed, width, bits)
+    check_packed("dequantize_rows", packed, width, bits)
     rows = reference.dequantize(packed, width, bits, bag_layout.accumulator(dtype))
     return rows.to(dtype)
 
@@ -107,33 +117,13 @@ def quantized_bag(
         tensor([[[1., 4., 2., 3.]]])
     """
     bag_layout.check_bags("quantized_bag", values, offsets, weights, num_features, pooling)
-    _check_packed("quantized_bag", packed, width, bits)
+    check_packed("quantized_bag", packed, width, bits)
     if not out_dtype.is_floating_point:
         raise ValueError(f"quantized_bag: out_dtype must be floating, got {out_dtype}")
     out: Tensor = torch.ops.recemb.quantized_bag(
         packed, values, offsets, weights, width, bits, num_features, pooling == "mean", out_dtype
     )
     return out
-
-
-def _check_width(owner: str, width: int, bits: int) -> None:
-    if bits not in (2, 4, 8):
-        raise ValueError(f"{owner}: bits must be 2, 4 or 8, got {bits}")
-    if width < 1 or width % (8 // bits):
-        raise ValueError(
-            f"{owner}: {bits} bits need a width that is a multiple of {8 // bits}, got {width}; "
-            "pad the rows"
-        )
-
-
-def _check_packed(owner: str, packed: Tensor, width: int, bits: int) -> None:
-    _check_width(owner, width, bits)
-    stored = row_bytes(width, bits)
-    if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != stored:
-        raise ValueError(
-            f"{owner}: packed must be (R, {stored}) uint8 for width {width} in {bits} bits, "
-            f"got {tuple(packed.shape)} {packed.dtype}; make it by quantize_rows"
-        )
 
 
 torch.library.define(

@@ -1,8 +1,8 @@
 """What is compiled ahead of time: every number of bits, one id and jagged, each output type."""
 
 from recemb.kernels.aot import AotCase
-from recemb.kernels.bag_tile import MAX_REGISTERS
-from recemb.kernels.quantized_bag.kernel import _quantized_bag_kernel
+from recemb.kernels.bag_tile import MAX_REGISTERS, bags_per_program
+from recemb.kernels.quantized_bag.kernel import _quantized_bag_kernel, elements_per_program
 from recemb.kernels.quantized_bag.reference import row_bytes
 
 
@@ -36,7 +36,7 @@ def _case(bits: int, width: int, out: str, jagged: bool) -> AotCase:
             "LD": row_bytes(width, bits),
             "BITS": bits,
             "BLOCK_P": payload,
-            "BLOCK_B": min(2048 // width, 128),
+            "BLOCK_B": bags_per_program(width, 1 << 20, elements=elements_per_program(bits)),
             "UNROLL": 2 if jagged else 1,
             "JAGGED": jagged,
             "WEIGHTED": jagged,
@@ -44,4 +44,6 @@ def _case(bits: int, width: int, out: str, jagged: bool) -> AotCase:
         },
         maxnreg=MAX_REGISTERS,
         max_registers=MAX_REGISTERS,
+        # AMD's four warps are 256 threads, each with 8 bytes or fewer.
+        needs_wide_loads="cuda" if bits > 2 else False,
     )

@@ -96,7 +96,7 @@ def quantized_bag_forward(
     out = torch.empty(num_examples, num_features, width, dtype=out_dtype, device=packed.device)
     if not out.numel():
         return out
-    block = bag_tile.bags_per_program(width, total_bags)
+    block = bag_tile.bags_per_program(width, total_bags, elements=elements_per_program(bits))
     payload = width * bits // 8
     _quantized_bag_kernel[(triton.cdiv(total_bags, block),)](
         packed, packed.view(torch.float16), values.contiguous(),
@@ -108,3 +108,11 @@ def quantized_bag_forward(
         WEIGHTED=weights is not None, MEAN=mean, **bag_tile.launch_options(),
     )  # fmt: skip
     return out
+
+
+def elements_per_program(bits: int) -> int:
+    """Return BLOCK_B * D: 16 payload bytes per thread of four warps of 32, which load at once.
+
+    In 2 bits those would be 64 elements, too many for the registers; there it is 4 bytes.
+    """
+    return 4096 if bits == 4 else 2048

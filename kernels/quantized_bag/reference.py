@@ -22,7 +22,7 @@ def row_bytes(width: int, bits: int) -> int:
 
 def pack_planes(codes: Tensor, bits: int) -> Tensor:
     """Return bytes (R, P) of the codes (R, D), uint8 in [0, 2^bits)."""
-    planes = codes.view(codes.shape[0], 8 // bits, -1)
+    planes = codes.view(codes.shape[0], 8 // bits, codes.shape[1] * bits // 8)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
     return (planes << shifts.view(1, -1, 1)).sum(1, dtype=torch.uint8)
 

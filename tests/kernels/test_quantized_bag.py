@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from recemb.kernels.quantized_bag import dequantize_rows, quantize_rows, quantized_bag, reference
+from recemb.kernels.quantized_bag import (
+    dequantize_rows,
+    from_fbgemm,
+    quantize_rows,
+    quantized_bag,
+    reference,
+    to_fbgemm,
+)
 
 # Up to five products of order one, added in float32, then stored in the result's type.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -119,3 +126,106 @@ def test_bits_that_do_not_fit_are_refused(bits: int, width: int) -> None:
 def test_bias_beyond_half_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="65504"):
         quantize_rows(torch.tensor([[-1e6, 0.0]]), 8)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_element_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        quantize_rows(torch.tensor([[bad, 0.0]]), 8)
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.zeros(3), torch.zeros(1, 2, 4), torch.zeros(2, 4, dtype=torch.int8)]
+)
+def test_weights_of_another_form_are_refused(weight: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"quantize_rows: weight must be \(R, D\) floating"):
+        quantize_rows(weight, 8)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [torch.zeros(2, 16), torch.zeros(16, dtype=torch.uint8), torch.zeros(2, 12, dtype=torch.uint8)],
+)
+def test_tables_of_another_form_are_refused(packed: Tensor) -> None:
+    ids = torch.tensor([0])
+    with pytest.raises(ValueError, match=r"packed must be \(R, 16\) uint8 for width 8 in 4 bits"):
+        quantized_bag(packed, ids, width=8, bits=4)
+    with pytest.raises(ValueError, match=r"packed must be \(R, 16\) uint8 for width 8 in 4 bits"):
+        dequantize_rows(packed, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"bits": 3}, "bits must be 2, 4 or 8, got 3"),
+        ({"width": 7}, "positive multiple of 2, got 7; pad"),
+        ({"out_dtype": torch.int32}, "out_dtype must be floating"),
+        ({"pooling": "max"}, "pooling must be one of"),
+        ({"num_features": 2}, "no multiple of num_features=2"),
+        ({"weights": torch.ones(2)}, "one number per id"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(named: dict, message: str) -> None:
+    given = {"width": 8, "bits": 4} | named
+    with pytest.raises(ValueError, match=f"quantized_bag: .*{message}"):
+        quantized_bag(torch.zeros(2, 16, dtype=torch.uint8), torch.tensor([0]), **given)
+
+
+def test_kernel_refuses_a_result_it_cannot_write() -> None:
+    from recemb.kernels.quantized_bag import kernel
+
+    arguments = (torch.zeros(2, 16, dtype=torch.uint8), torch.tensor([0]), None, None)
+    with pytest.raises(ValueError, match="run on a CPU"):
+        kernel.quantized_bag_forward(*arguments, 8, 4, 1, False, torch.float64)
+
+
+def test_table_without_rows_gives_zeros_to_absent_ids(device: str) -> None:
+    from recemb.kernels.quantized_bag import kernel
+
+    packed = quantize_rows(torch.zeros(0, 8), 4)
+    assert dequantize_rows(packed, 8, 4).shape == (0, 8)
+    arguments = (packed.to(device), torch.full((2,), -1, device=device), None, None)
+    found = kernel.quantized_bag_forward(*arguments, 8, 4, 1, True, torch.float32)
+    assert torch.equal(found.cpu(), torch.zeros(2, 1, 8))
+    assert torch.equal(found.cpu(), quantized_bag(packed, torch.tensor([-1, -1]), width=8, bits=4))
+
+
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0])])
+def test_no_bags_give_an_empty_result(offsets: Tensor | None, device: str) -> None:
+    from recemb.kernels.quantized_bag import kernel
+
+    packed, values = quantize_rows(table(8), 4), torch.zeros(0, dtype=torch.int64)
+    found = quantized_bag(packed, values, offsets, width=8, bits=4, num_features=3)
+    assert found.shape == (0, 3, 8)
+    moved = [t if t is None else t.to(device) for t in (packed, values, offsets)]
+    found = kernel.quantized_bag_forward(*moved, None, 8, 4, 3, False, torch.float16)
+    assert found.shape == (0, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("width", "bits", "named", "message"),
+    [
+        (4, 4, {"layout": "last"}, "layout must be one of"),
+        (4, 4, {"layout": "float32_last"}, "8 bits alone, got 4"),
+        (2, 4, {"layout": "float16_last"}, "even number of payload bytes, got 1"),
+        (4, 4, {"layout": "float16_last", "row_alignment": 16}, "row_alignment must be"),
+        (4, 4, {"layout": "float16_first", "row_alignment": 0}, "row_alignment must be"),
+    ],
+)
+def test_layout_that_fbgemm_has_not_is_refused(
+    width: int, bits: int, named: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"to_fbgemm: .*{message}"):
+        to_fbgemm(quantize_rows(torch.zeros(1, width), bits), width, bits, **named)
+
+
+def test_fbgemms_rows_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"from_fbgemm: rows must be \(R, 12\) uint8"):
+        from_fbgemm(torch.zeros(1, 13, dtype=torch.uint8), 8, 8, layout="float16_last")
+
+
+def test_scale_of_fbgemms_beyond_half_precision_is_refused() -> None:
+    header = torch.tensor([1e6, 0.0]).view(torch.uint8)
+    rows = torch.cat([torch.zeros(8, dtype=torch.uint8), header]).view(1, -1)
+    with pytest.raises(ValueError, match="65504"):
+        from_fbgemm(rows, 8, 8, layout="float32_last")
