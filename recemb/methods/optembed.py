@@ -1,0 +1,366 @@
+"""OptEmbed: which rows a table needs, and how wide each field's rows must be.
+
+Three stages: a supernet learns weights and thresholds while random prefixes of the rows are read;
+an evolutionary search picks a width for each field by validation AUC, without training; the rows
+and columns that are left are trained again from their initial weights.
+
+Source: Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction",
+CIKM 2022, arXiv 2208.04482.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from recemb.data.batch import Batch
+from recemb.methods.compaction import compact
+from recemb.methods.evolution import Evolution, Found, Genes, evolve
+from recemb.methods.masked_rows import MaskedRows, Thresholds
+from recemb.tables.blueprint import Blueprint
+from recemb.tables.full import full_plan
+from recemb.tables.initial import Initial
+from recemb.tables.layout import Group
+from recemb.tables.method import (
+    Budget,
+    Context,
+    IdCounts,
+    Method,
+    Plan,
+    Recipe,
+    Step,
+    Updates,
+)
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.planned import PlannedTables
+from recemb.tables.spec import TableSpec
+from recemb.tables.storage import Storage
+from recemb.tables.transform import TransformFactory
+
+
+class Supernet(PlannedTables):
+    """Full tables whose rows are masked and cut, see `MaskedRows`.
+
+    First-order tables, of width 1, are left alone.
+
+    Args:
+        specs: the tables.
+        transform: makes the masks of a group.
+        widths: the prefix width of each table to begin with; D where it is not named.
+        optimizer: how rows are updated.
+        initial: how they are drawn.
+        seed: of the initial weights.
+        device: where the tables live.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        transform: TransformFactory,
+        widths: Mapping[str, int],
+        optimizer: TableOptimizer | None,
+        initial: Mapping[str, Initial],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(
+            specs,
+            full_plan(specs),
+            optimizer=optimizer,
+            transform=transform,
+            initial=initial,
+            seed=seed,
+            device=device,
+        )
+        self.set_widths(widths)
+
+    @property
+    def masks(self) -> list[MaskedRows]:
+        """Return the masks, group by group."""
+        return [t for t in self.transforms.all() if isinstance(t, MaskedRows)]
+
+    @property
+    def fields(self) -> list[str]:
+        """Return the tables that are masked, in the order of `specs`."""
+        masked = {table.name for mask in self.masks for table in mask.group.tables}
+        return [spec.name for spec in self.specs if spec.name in masked]
+
+    def draw_widths(self, flag: bool) -> None:
+        """Read a random prefix of every row in training, while `flag` is True."""
+        for mask in self.masks:
+            mask.draws_widths = flag
+
+    def set_widths(self, widths: Mapping[str, int]) -> None:
+        """Cut the rows of the tables named to these widths."""
+        for mask in self.masks:
+            for place, table in enumerate(mask.group.tables):
+                if table.name in widths:
+                    mask.widths[place] = widths[table.name]
+
+    def widths(self) -> dict[str, int]:
+        """Return the widths that rows are cut to."""
+        return {
+            table.name: int(width)
+            for mask in self.masks
+            for table, width in zip(mask.group.tables, mask.widths.tolist(), strict=True)
+        }
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return, for each masked table, which of its rows (n,) are on."""
+        found = {}
+        for mask in self.masks:
+            kept = mask.kept(self.engine.store_of(mask.group.tables[0].name).weight)
+            for table, first in zip(mask.group.tables, mask.group.first_rows, strict=True):
+                found[table.name] = kept[first : first + table.num_rows]
+        return found
+
+    def compacted(self, weights: Mapping[str, Tensor] | None = None) -> Blueprint:
+        """Return the blueprint of the tables that are left.
+
+        Args:
+            weights: their initial weights (n, D); None for the present ones.
+        """
+        if weights is None:
+            weights = {spec.name: self.table(spec.name).detach() for spec in self.specs}
+        return compact(self.specs, kept=self.kept(), widths=self.widths(), weights=weights)
+
+    def storage(self) -> Storage:
+        """Return the bytes of the compacted tables in serving, and of the supernet in training."""
+        train = super().storage()
+        frozen = compact(self.specs, kept=self.kept(), widths=self.widths())
+        return Storage(full_bytes=train.full_bytes, serve=serving_parts(frozen), train=train.train)
+
+    def freeze(self) -> PlannedTables:
+        """Return the compacted tables, which give bit-equal vectors."""
+        made = self.compacted()
+        device = self.table(self.specs[0].name).device
+        tables = made.tables(self.specs, optimizer=None, seed=0, device=device)
+        return tables.freeze()
+
+
+class OptEmbed(Method):
+    """OptEmbed, with rows, widths or both learned; see the module.
+
+    Rows fall below their threshold because weight decay drives those without data to zero, so the
+    supernet is trained by a dense pass over the tables (`rows: all`): an update of touched rows
+    only prunes nothing that was never seen.
+
+    A budget is kept by the search, which scores no candidate above it; the paper has none.
+
+    Args:
+        prune_rows: learn thresholds; with `search_widths` False this is OptEmbed-E.
+        search_widths: search widths; with `prune_rows` False this is OptEmbed-D.
+        thresholds: fields of `Thresholds`.
+        evolution: fields of `Evolution`.
+        weight_decay: L2 on all rows; None for the optimizer's own.
+        retrain_from: "init", the initial weights, or "supernet".
+        init_std: of the initial weights; None for Xavier's uniform distribution over all tables.
+
+    Raises:
+        ValueError: if neither rows nor widths are learned.
+    """
+
+    stages = ("supernet", "retrain")
+
+    def __init__(
+        self,
+        *,
+        prune_rows: bool = True,
+        search_widths: bool = True,
+        thresholds: Mapping[str, Any] | None = None,
+        evolution: Mapping[str, Any] | None = None,
+        weight_decay: float | None = None,
+        retrain_from: Literal["init", "supernet"] = "init",
+        init_std: float | None = None,
+    ) -> None:
+        if not (prune_rows or search_widths):
+            raise ValueError(
+                "OptEmbed: nothing is learned with prune_rows and search_widths both false; set "
+                "one, or take embedding=full"
+            )
+        if retrain_from not in ("init", "supernet"):
+            raise ValueError(
+                f"OptEmbed: retrain_from must be init or supernet, got '{retrain_from}'"
+            )
+        self.search_widths = search_widths
+        self.thresholds = Thresholds(**(thresholds or {})) if prune_rows else None
+        self.evolution = Evolution(**(evolution or {}))
+        self.weight_decay = weight_decay
+        self.retrain_from = retrain_from
+        self.init_std = init_std
+
+    def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
+        """Return the largest tables of one width that the budget allows, with every row.
+
+        What comes of training is at most that large, and not known before.
+        """
+        made = compact(specs, kept={}, widths=self._widths(specs, budget))
+        full = Blueprint(plan=full_plan(specs)).tables(
+            specs, optimizer=None, seed=0, device=torch.device("meta")
+        )
+        storage = Storage(
+            full_bytes=full.storage().full_bytes,
+            serve=serving_parts(made),
+            train=full.storage().train,
+        )
+        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
+        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=made.parameters)
+
+    def build(
+        self,
+        specs: Sequence[TableSpec],
+        stats: IdCounts,
+        budget: Budget | None,
+        *,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> Supernet:
+        """Return the untrained supernet, cut to the widths of `plan`.
+
+        Raises:
+            ValueError: if the budget is below vectors of one value.
+        """
+        widths = self._widths(specs, budget)
+        if budget is not None:
+            least = compact(specs, kept={}, widths=widths).serve_bytes
+            allowed = budget.allowed_bytes(specs)
+            if least > allowed:
+                raise ValueError(
+                    f"OptEmbed: the budget allows {allowed:,} bytes, but the least is {least:,}; "
+                    "raise the budget"
+                )
+        return Supernet(
+            specs,
+            transform=self._masks,
+            widths=widths,
+            optimizer=optimizer,
+            initial=self._initial(specs),
+            seed=seed,
+            device=device,
+        )
+
+    def run(self, ctx: Context) -> PlannedTables:
+        """Return retrained tables."""
+        optimizer = self._optimizer(ctx)
+        named: dict[str, Any] = {"optimizer": optimizer, "seed": ctx.seed, "device": ctx.device}
+        supernet = self.build(ctx.specs, ctx.id_counts, ctx.budget, **named)
+        initial = {s.name: supernet.table(s.name).detach().clone() for s in ctx.specs}
+        supernet.set_widths({s.name: s.embedding_dim for s in ctx.specs})
+        supernet.draw_widths(self.search_widths)
+        ctx.fit(supernet, stage="supernet", recipe=self._recipe(supernet))
+        if self.search_widths:
+            supernet.set_widths(self.search(supernet, ctx))
+        weights = initial if self.retrain_from == "init" else None
+        tables = supernet.compacted(weights).tables(ctx.specs, **named)
+        ctx.fit(tables, stage="retrain")
+        return tables
+
+    def search(self, supernet: Supernet, ctx: Context) -> dict[str, int]:
+        """Return the widths that evolution finds."""
+        fields = supernet.fields
+        allowed = None if ctx.budget is None else ctx.budget.allowed_bytes(ctx.specs)
+        kept = supernet.kept()
+        costs = _costs(ctx.specs, kept)
+
+        def is_allowed(genes: Genes) -> bool:
+            if allowed is None:
+                return True
+            bytes_of = (costs[f][0] + costs[f][1] * g for f, g in zip(fields, genes, strict=True))
+            return sum(bytes_of) + costs[""][0] <= allowed
+
+        def fitness(genes: Genes) -> float:
+            supernet.set_widths(dict(zip(fields, genes, strict=True)))
+            return ctx.evaluate(supernet)["val/auc"]
+
+        found: Found = evolve(
+            fitness,
+            num_genes=len(fields),
+            max_gene=max(s.embedding_dim for s in ctx.specs),
+            evolution=self.evolution,
+            seed=ctx.seed,
+            is_allowed=is_allowed,
+            once=ctx.once,
+        )
+        return dict(zip(fields, found.best, strict=True))
+
+    def _recipe(self, supernet: Supernet) -> Recipe:
+        thresholds = [m.thresholds for m in supernet.masks if m.thresholds is not None]
+        if self.thresholds is None:
+            return Recipe()
+        sgd = torch.optim.SGD(thresholds, lr=self.thresholds.learning_rate)
+        step = self._step(sgd, thresholds, self.thresholds.minimum)
+        return Recipe(step=step, extra={"thresholds": sgd})
+
+    def _step(
+        self, sgd: torch.optim.SGD, thresholds: Sequence[Tensor], minimum: float | None
+    ) -> Step:
+        def step(updates: Updates, batches: Sequence[Batch]) -> float:
+            sgd.zero_grad()
+            loss = updates.update(batches)
+            sgd.step()
+            if minimum is not None:
+                with torch.no_grad():
+                    for threshold in thresholds:
+                        threshold.clamp_(min=minimum)
+            return loss
+
+        return step
+
+    def _optimizer(self, ctx: Context) -> TableOptimizer:
+        decay = ctx.optimizer.weight_decay if self.weight_decay is None else self.weight_decay
+        rows: Literal["all", "touched"] = "all" if self.thresholds else ctx.optimizer.rows
+        return dataclasses.replace(ctx.optimizer, rows=rows, weight_decay=decay)
+
+    def _masks(self, group: Group) -> MaskedRows | None:
+        if group.width == 1:
+            return None
+        return MaskedRows(group, settings=self.thresholds)
+
+    def _initial(self, specs: Sequence[TableSpec]) -> dict[str, Initial]:
+        if self.init_std is not None:
+            rule = Initial(distribution="uniform", spread=self.init_std * 3**0.5)
+            return {spec.name: rule for spec in specs}
+        made = {}
+        for spec in specs:
+            alike = [s for s in specs if s.embedding_dim == spec.embedding_dim]
+            num_rows = sum(s.num_embeddings for s in alike)
+            spread = (6 / (num_rows + spec.embedding_dim)) ** 0.5
+            made[spec.name] = Initial(distribution="uniform", spread=spread)
+        return made
+
+    def _widths(self, specs: Sequence[TableSpec], budget: Budget | None) -> dict[str, int]:
+        """Return the largest width of all vectors within the budget, at least 1, table by table."""
+        wide = [spec for spec in specs if spec.embedding_dim > 1]
+        most = max((spec.embedding_dim for spec in wide), default=1)
+        width = most
+        if budget is not None and self.search_widths:
+            allowed = budget.allowed_bytes(specs)
+            while width > 1 and _uniform_bytes(specs, width) > allowed:
+                width -= 1
+        return {spec.name: min(width, spec.embedding_dim) for spec in wide}
+
+
+def serving_parts(made: Blueprint) -> dict[str, int]:
+    """Return the bytes of a blueprint's tables, part by part."""
+    buffers = sum(t.nbytes for t in made.buffers.values())
+    parts = {"weights": made.serve_bytes - buffers, "buffers": buffers}
+    return {name: size for name, size in parts.items() if size}
+
+
+def _uniform_bytes(specs: Sequence[TableSpec], width: int) -> int:
+    return sum(4 * s.num_embeddings * min(width, s.embedding_dim) for s in specs)
+
+
+def _costs(specs: Sequence[TableSpec], kept: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Return for each masked table its bytes of indices, and those of each column; "" the rest."""
+    costs = {"": (sum(s.full_bytes for s in specs if s.name not in kept), 0)}
+    for spec in specs:
+        if spec.name in kept:
+            rows = int(kept[spec.name].sum())
+            indices = 0 if rows == spec.num_embeddings else 4 * spec.num_embeddings
+            costs[spec.name] = (indices, 4 * max(1, rows))
+    return costs
