@@ -251,3 +251,11 @@ def test_the_serving_form_of_the_serving_form_is_itself():
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DHE(**changes)
+
+
+def test_hashing_is_exact_under_autocast():
+    source = network(n=2**29, num_buckets=1_000_000)
+    ids = torch.tensor([0, 12_345_678, 2**29 - 1])
+    expected = source.encode(ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(source.encode(ids), expected)
