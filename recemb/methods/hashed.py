@@ -162,7 +162,7 @@ class HashedRows:
             lookups[spec.name] = []
             for _ in range(self.num_lookups(spec)):
                 name = next(turns)
-                program = (Offset(first=firsts[name]),) if firsts[name] else ()
+                program: Program = (Offset(first=firsts[name]),) if firsts[name] else ()
                 lookups[spec.name].append(VirtualLookup(table=name, program=program))
                 firsts[name] += spec.num_embeddings
         sizes = {name: max(1, wanted // len(names) - firsts[name]) for name in names}

@@ -68,7 +68,7 @@ class MatryoshkaTables(Tables):
         self.seed = seed
         self.plan = truncated_plan(self.specs, width)
         most = max(spec.embedding_dim for spec in self.specs)
-        self.widths = tuple(sorted({width, *(-(-most // 2**level) for level in range(levels))}))
+        self.widths = tuple(sorted({width, *(-(-most // (1 << level)) for level in range(levels))}))
         self._step = 0
         self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
 

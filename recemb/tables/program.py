@@ -187,7 +187,7 @@ class Bits:
     def __post_init__(self) -> None:
         # JSON knows lists only.
         object.__setattr__(self, "places", tuple(self.places))
-        is_ok = all(isinstance(p, int) and 0 <= p < 63 for p in self.places)
+        is_ok = all(type(p) is int and 0 <= p < 63 for p in self.places)
         if not self.places or not is_ok or len(set(self.places)) < len(self.places):
             raise ValueError(
                 f"Bits: places must be different numbers in [0, 63), at least one, got "
@@ -205,7 +205,7 @@ class Bits:
         ids = ids.long()
         low, num = self.places[0], len(self.places)
         if self.places == tuple(range(low, low + num)):
-            return (ids >> low) & (2**num - 1)
+            return (ids >> low) & ((1 << num) - 1)
         found = torch.zeros_like(ids)
         for i, place in enumerate(self.places):
             found |= ((ids >> place) & 1) << i

@@ -169,6 +169,7 @@ def test_json_gives_the_program_back():
         ({"step": "bits", "places": []}, "at least one"),
         ({"step": "bits", "places": [3, 3]}, "different numbers"),
         ({"step": "bits", "places": [63]}, "in .0, 63."),
+        ({"step": "bits", "places": [1.5]}, "different numbers"),
         ({"step": "within", "first": 4, "end": 4}, "below end, got 4 and 4"),
     ],
 )
