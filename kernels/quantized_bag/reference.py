@@ -72,7 +72,7 @@ def forward(
     present = values >= 0
     scale = bag_layout.lookup_scale(present, bags, total_bags, dtype, mean=mean)
     if weights is not None:
-        scale = scale * weights
+        scale = scale * torch.where(present, weights, 0)
     if packed.shape[0]:
         rows = dequantize(packed[values.clamp_min(0)], width, bits, dtype)
         # Of an absent id nothing may be seen, not even a NaN in row 0.

@@ -190,6 +190,19 @@ def test_table_without_rows_gives_zeros_to_absent_ids(device: str) -> None:
     assert torch.equal(found.cpu(), quantized_bag(packed, torch.tensor([-1, -1]), width=8, bits=4))
 
 
+def test_nothing_of_an_absent_id_is_seen(device: str) -> None:
+    from recemb.kernels.quantized_bag import kernel
+
+    packed = quantize_rows(torch.ones(2, 8), 4)
+    ids, weights = torch.tensor([-1, 1]), torch.tensor([float("nan"), 2.0])
+    offsets, expected = torch.tensor([0, 2]), torch.full((1, 1, 8), 2.0)
+    named = {"width": 8, "bits": 4, "weights": weights, "pooling": "mean"}
+    assert torch.equal(quantized_bag(packed, ids, offsets, **named), expected)
+    moved = [t.to(device) for t in (packed, ids, offsets, weights)]
+    found = kernel.quantized_bag_forward(*moved, 8, 4, 1, True, torch.float32)
+    assert torch.equal(found.cpu(), expected)
+
+
 @pytest.mark.parametrize("offsets", [None, torch.tensor([0])])
 def test_no_bags_give_an_empty_result(offsets: Tensor | None, device: str) -> None:
     from recemb.kernels.quantized_bag import kernel
