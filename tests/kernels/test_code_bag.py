@@ -253,6 +253,41 @@ def test_op_gives_every_gradient_on_a_device(case: dict[str, Any], device: str) 
         torch.testing.assert_close(leaf.grad.cpu().double(), expected, **close)
 
 
+def test_kernels_sum_what_the_backward_kernel_writes(device: str) -> None:
+    from recemb.kernels.bag_update import launch, plan_update
+    from recemb.kernels.code_bag import kernel
+
+    arguments = make("ragged", **CASES[1])
+    _, grad, gradients = truth(arguments)
+    given = lowered(arguments, device, torch.float32, torch.int64)
+    grad = grad.float().to(device)
+    entries, sources, scales, _ = kernel.code_bag_backward(grad, *given)
+    num_centroids = 3 * 64
+    lookups = launch.Lookups(
+        grad.contiguous().view(-1, 5),
+        *plan_update(entries.view(-1), num_centroids),
+        sources.view(-1),
+        scales.view(-1),
+    )
+    found = launch.dense_gradient(lookups, num_centroids).view(3, 64, 5).cpu().double()
+    torch.testing.assert_close(found, gradients[0], atol=5 * FLOAT32_ROUNDING, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_op_gives_gradients_of_the_codebooks_type(dtype: torch.dtype) -> None:
+    arguments = make("ragged", **CASES[1])
+    arguments[1] = arguments[1].to(dtype).double()
+    out, grad, gradients = truth(arguments)
+    given = lowered(arguments, "cpu", dtype, torch.int64)
+    given[1].requires_grad_()
+    found = torch.ops.recemb.code_bag(*given)
+    found.backward(grad.to(dtype))
+    assert given[1].grad.dtype == dtype
+    close = {"atol": 2 * ROUNDING[dtype], "rtol": 2e-2}
+    torch.testing.assert_close(found.detach().double(), out, **close)
+    torch.testing.assert_close(given[1].grad.double(), gradients[0], **close)
+
+
 def test_gradient_of_a_centroid_that_all_ids_share_is_exact_to_float32() -> None:
     codes = pack_codes(torch.zeros(3, 2, dtype=torch.int64), 8)
     ids = torch.arange(3000) % 3

@@ -97,6 +97,21 @@ def test_kernel_equals_definition(
     torch.testing.assert_close(exact, expected)
 
 
+@pytest.mark.slow  # 2.2 GB, which the interpreter copies
+def test_rows_beyond_two_to_the_31_bytes_are_read(device: str) -> None:
+    from recemb.kernels.quantized_bag import kernel
+
+    num_rows = 2**31 // 16 + 3
+    packed = torch.zeros(num_rows, 16, dtype=torch.uint8, device=device)
+    rows = torch.arange(16.0).view(2, 8)
+    packed[-2:] = quantize_rows(rows, 8).to(device)
+    ids = torch.tensor([num_rows - 1, num_rows - 2, 0], device=device)
+    found = kernel.quantized_bag_forward(packed, ids, None, None, 8, 8, 1, False, torch.float32)
+    expected = dequantize_rows(quantize_rows(rows, 8), 8, 8)
+    assert torch.equal(found[:2, 0].cpu(), expected.flip(0))
+    assert not found[2].any()
+
+
 def test_op_passes_opcheck() -> None:
     values, offsets = bags("ragged", 7)
     packed = quantize_rows(table(8), 4)
