@@ -6,6 +6,7 @@ Source: Guo et al., "Single Path One-Shot Neural Architecture Search with Unifor
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -121,8 +122,8 @@ def evolve(
             evolution.top_k,
         )
         population = [
-            *draw.distinct(lambda its=pool: draw.mutant(its), evolution.num_mutation),
-            *draw.distinct(lambda its=pool: draw.child(its), evolution.num_crossover),
+            *draw.distinct(partial(draw.mutant, pool), evolution.num_mutation),
+            *draw.distinct(partial(draw.child, pool), evolution.num_crossover),
         ]
     best = _best(scores, 1)[0]
     return Found(best=best, value=scores[best], history=tuple(history), scores=scores)

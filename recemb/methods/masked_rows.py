@@ -69,7 +69,7 @@ class SurrogateStep(torch.autograd.Function):
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Return grad times the estimator."""
         (x,) = ctx.saved_tensors
@@ -135,7 +135,8 @@ class MaskedRows(RowTransform):
         limits = self.thresholds.detach()
         if self.settings.scope == "field":
             limits = limits[self.table_of_row().to(limits.device)]
-        return weight.detach().norm(p=self.settings.norm, dim=1) > limits
+        norms: Tensor = weight.detach().norm(p=self.settings.norm, dim=1)
+        return norms > limits
 
     def penalty(self) -> Tensor:
         """Return alpha * sum(exp(-t))."""

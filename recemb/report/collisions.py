@@ -160,7 +160,8 @@ def _one_of_each(plan: LookupPlan) -> list[Output]:
 
 def _ids_of(output: Output, ids: Mapping[str, Tensor] | None) -> Tensor:
     if ids is not None and output.key in ids:
-        return ids[output.key].unique()
+        distinct: Tensor = torch.unique(ids[output.key])
+        return distinct
     if output.num_ids is None:
         raise ValueError(
             f"collisions: output '{output.key}' takes any int64, so its ids cannot be listed; pass "

@@ -123,5 +123,6 @@ class Transforms(nn.Module):
             if table in names and transform is not None:
                 place = names.index(table)
                 in_buffer = torch.where(rows < 0, rows, rows + group.first_rows[place])
-                return transform(vectors, in_buffer, torch.full_like(rows, place))
+                found: Tensor = transform(vectors, in_buffer, torch.full_like(rows, place))
+                return found
         return vectors

@@ -62,6 +62,8 @@ class VirtualFeatures(nn.Module):
     Embedding" (NeurIPS 2023), section 3, for features that share a table.
     """
 
+    limits: Tensor
+
     def __init__(
         self,
         plan: LookupPlan,
@@ -84,7 +86,7 @@ class VirtualFeatures(nn.Module):
         )
         self.projections = NamedTensors(projections or {}, device, is_trained=True)
         self._has_absent = any(may_be_absent(s.lookup.program) for s in self._unit.slots[0])
-        self.register_buffer("_limits", id_limits(self._unit.outputs).to(device), persistent=False)
+        self.register_buffer("limits", id_limits(self._unit.outputs).to(device), persistent=False)
         self.keys = [f"{s.output.key}#{s.number}" for s in self._unit.slots[0]]
         self._poolings = self._table_poolings()
         self.is_weighted = is_weighted or any(len(p) > 1 for p in self._poolings.values())
@@ -125,7 +127,7 @@ class VirtualFeatures(nn.Module):
         one_hot = is_one_hot(features)
         names = [output.feature for output in self._unit.outputs]
         bags = select_bags(features, names, one_hot=one_hot)
-        ids = self._bounds.apply(bags, self._unit.outputs, self._limits)
+        ids = self._bounds.apply(bags, self._unit.outputs, self.limits)
         rows = self._addresses(bags, ids).rows
         sources = list(self._unit.sources)
         lengths = bags.bag_lengths().view(-1, bags.batch_size)[sources].reshape(-1)

@@ -162,9 +162,12 @@ class TrainingContext:
 
     def _settings(self, recipe: Recipe) -> TrainerSettings:
         """Return the trainer's settings with those that the recipe replaces."""
-        changes = {"max_epochs": recipe.max_epochs, "patience": recipe.patience}
-        given = {name: value for name, value in changes.items() if value is not None}
-        return replace(self.settings, **given)
+        settings = self.settings
+        if recipe.max_epochs is not None:
+            settings = replace(settings, max_epochs=recipe.max_epochs)
+        if recipe.patience is not None:
+            settings = replace(settings, patience=recipe.patience)
+        return settings
 
     def _title(self, stage: str) -> str:
         """Return which stage of how many this is; nothing if there is but one."""
