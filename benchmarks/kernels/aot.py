@@ -3,8 +3,9 @@
     python benchmarks/kernels/aot.py [--out FOLDER] [--kernel NAME ..]
 
 Compiles the cases of every folder of kernels for sm_80, sm_90 and gfx942 and writes aot.{csv,md} to
-benchmarks/results; with --kernel those of some folders, whose rows replace the earlier ones. It says how a kernel was compiled, never how fast it runs. Needs torch and
-triton, no GPU. Exits with 1 if a case fails.
+benchmarks/results; with --kernel those of some folders, whose rows replace the earlier ones. It
+says how a kernel was compiled, never how fast it runs. Needs torch and triton, no GPU. Exits with 1
+if a case fails.
 """
 
 import argparse

@@ -221,9 +221,25 @@ def test_kernel_that_is_wrong_anywhere_keeps_no_bound(load: Any) -> None:
     assert (found.verdict, found.where) == ("not met", "c: wrong: planted")
 
 
+MADE_BY = {"commit": "abc", "triton": "3", "torch": "2"}
+
+
+def compiled(kernel: str, **changes: object) -> dict[str, object]:
+    report = {"kernel": kernel, "case": "c", "target": "cuda:90", "registers": 9, "failure": ""}
+    return {**report, **MADE_BY, **changes}
+
+
 def test_compiler_report_writes_table_and_rows(load: Any, tmp_path: Path) -> None:
-    report = {"kernel": "k", "case": "c", "target": "cuda:90", "registers": 9, "failure": ""}
-    load("aot").write([report], {"commit": "abc", "triton": "3"}, tmp_path)
+    load("aot").write([compiled("k")], tmp_path)
     (row,) = csv.DictReader((tmp_path / "aot.csv").read_text().splitlines())
-    assert row == {**report, "registers": "9", "commit": "abc", "triton": "3"}
+    assert row == {key: str(value) for key, value in compiled("k").items()}
     assert "1 compilations, 0 failed" in (tmp_path / "aot.md").read_text()
+
+
+def test_compiler_report_of_one_kernel_leaves_the_others_rows(load: Any, tmp_path: Path) -> None:
+    aot = load("aot")
+    aot.write([compiled("k"), compiled("other", commit="old")], tmp_path)
+    kept = aot.earlier(tmp_path, ["k"])
+    assert [(row["kernel"], row["commit"]) for row in kept] == [("other", "old")]
+    aot.write([compiled("k"), *kept], tmp_path)
+    assert "- commit: abc, old" in (tmp_path / "aot.md").read_text()
