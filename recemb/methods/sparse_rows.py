@@ -180,7 +180,7 @@ class SparseRows(RowSource):
         if made.stored.values != "dense":
             tensors["values"] = weight[is_value]
         if made.stored.rows == "bitmap":
-            tensors["row_bits"] = _packed(is_kept.unsqueeze(0))
+            tensors["row_bits"] = pack_bits(is_kept.unsqueeze(0))
             tensors["row_ranks"] = _ranks(tensors["row_bits"])
         elif made.stored.rows == "list":
             tensors["row_ids"] = is_kept.nonzero().view(-1)
@@ -188,7 +188,7 @@ class SparseRows(RowSource):
             tensors["columns"] = is_value.nonzero()[:, 1]
             tensors["row_starts"] = _starts(is_value.sum(dim=1))
         elif made.stored.values == "bitmap":
-            tensors["value_bits"] = _packed(is_value)
+            tensors["value_bits"] = pack_bits(is_value)
             tensors["value_ranks"] = _ranks(tensors["value_bits"])
         for name, tensor in tensors.items():
             made.get_buffer(name).copy_(tensor)
@@ -241,7 +241,7 @@ class SparseRows(RowSource):
             size = -(-width // 8)
             bits = self.get_buffer("value_bits")
             first = _ones_before(bits, self.get_buffer("value_ranks"), at * size)
-            is_value = _unpacked(bits.view(-1, size)[at], width)
+            is_value = unpack_bits(bits.view(-1, size)[at], width)
             places = first.unsqueeze(1) + is_value.cumsum(dim=1) - 1
             return torch.where(is_value, values[places.clamp(min=0)], 0)
         starts = self.get_buffer("row_starts").long()
@@ -267,14 +267,14 @@ def _starts(lengths: Tensor) -> Tensor:
     return starts
 
 
-def _packed(flags: Tensor) -> Tensor:
+def pack_bits(flags: Tensor) -> Tensor:
     """Return the bits of flags (m, D), each row padded to whole bytes, the lowest bit first."""
     padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.shape[1] % 8))
     weights = 1 << torch.arange(8, dtype=torch.uint8, device=flags.device)
     return (padded.view(-1, 8) * weights).sum(dim=1, dtype=torch.uint8)
 
 
-def _unpacked(rows: Tensor, width: int) -> Tensor:
+def unpack_bits(rows: Tensor, width: int) -> Tensor:
     """Return the flags (m, D) of rows of bytes."""
     shifts = torch.arange(8, dtype=torch.uint8, device=rows.device)
     return ((rows.unsqueeze(2) >> shifts) & 1).flatten(1)[:, :width].bool()

@@ -149,6 +149,8 @@ class Recipe:
         optimizer: whether the dense optimizer, and the rows' state in the tables, begin afresh or
             are those of the last stage; "keep" needs a model that is kept, of the same shape.
         step: makes an update; None for the ordinary one.
+        before_evaluation: called before every evaluation, to bring the tables into the state in
+            which they would be served.
         stop_when: asked after every evaluation; True ends the stage.
         eligible: asked after every evaluation; whether it may become the best one.
         take: which state the stage leaves: that of the best evaluation or the last one.
@@ -163,6 +165,7 @@ class Recipe:
     model: Keep = "fresh"
     optimizer: Keep = "fresh"
     step: Step | None = None
+    before_evaluation: Callable[[], None] | None = None
     stop_when: Callable[[], bool] | None = None
     eligible: Callable[[], bool] | None = None
     take: Take = "best"

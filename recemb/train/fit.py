@@ -257,6 +257,8 @@ class Fit:
     def _evaluate(self) -> None:
         """Score the validation split, note the best, move the plateau and the patience."""
         settings, progress = self.settings, self.progress
+        if self.plan.recipe.before_evaluation is not None:
+            self.plan.recipe.before_evaluation()
         batches = self.plan.prepared.batches("val", batch_size=settings.eval_batch_size)
         scored = score(batches, tables=self.plan.tables, model=self.plan.model, device=self.device)
         metrics = scored.metrics("val")

@@ -216,6 +216,18 @@ def test_a_stage_with_its_own_step_resumes_bit_by_bit(make: Make, tmp_path, stop
     assert equal(resumed, expected)
 
 
+def test_what_is_done_before_an_evaluation_is_part_of_the_best_state(make: Make) -> None:
+    context = make(max_epochs=1)
+    tables = tables_of(context)
+
+    def clear() -> None:
+        for store in tables.engine.stores:
+            store.weight.zero_()
+
+    context.fit(tables, stage="first", recipe=Recipe(before_evaluation=clear))
+    assert not any(weight.any() for weight in weights(tables))
+
+
 def test_a_condition_ends_the_stage_after_an_evaluation(make: Make) -> None:
     context, answers = make(max_epochs=10), iter([False, False, True])
     recipe = Recipe(stop_when=lambda: next(answers))
