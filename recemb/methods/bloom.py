@@ -31,6 +31,8 @@ class Bloom(PlannedMethod):
         ValueError: if `lookups` is below 1, or `scope` is unknown.
     """
 
+    takes_any_id = True
+
     def __init__(
         self,
         *,

@@ -26,6 +26,8 @@ class CE(PlannedMethod):
         ValueError: if `lookups` is below 1.
     """
 
+    takes_any_id = True
+
     def __init__(
         self,
         *,

@@ -13,7 +13,7 @@ from recemb.tables.initial import Initial
 from recemb.tables.method import Budget, IdCounts, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.row_source import RowSource
-from recemb.tables.spec import TableSpec
+from recemb.tables.spec import TableSpec, refuse_any_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class ComputedMethod(Method):
 
     def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
         """Return what `build` would make, allocating no table; see `Method`."""
+        refuse_any_id(specs, type(self).__name__)
         made = self.design(specs, budget)
         storage = self._tables(made, specs, None, torch.device("meta")).storage()
         fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
@@ -71,6 +72,7 @@ class ComputedMethod(Method):
         Raises:
             ValueError: if the budget is below the smallest size that the method has.
         """
+        refuse_any_id(specs, type(self).__name__)
         made = self.design(specs, budget)
         allowed = None if budget is None else budget.allowed_bytes(specs)
         storage = self._tables(made, specs, None, torch.device("meta")).storage()

@@ -26,6 +26,8 @@ class DoubleHash(PlannedMethod):
         ValueError: if `lookups` is below 1.
     """
 
+    takes_any_id = True
+
     def __init__(
         self,
         *,

@@ -24,6 +24,8 @@ class Hashing(PlannedMethod):
         ValueError: on an unknown word, or for "modulo" with "multiplexed".
     """
 
+    takes_any_id = True
+
     def __init__(
         self,
         *,

@@ -78,19 +78,30 @@ class HashedRows:
             )
 
     def blueprint(self, specs: Sequence[TableSpec], budget: Budget | None) -> Blueprint:
-        """Return the largest blueprint within `budget`, or the smallest there is."""
-        return largest(lambda size: self._of_size(specs, size), budget, specs, most=_STEPS)
+        """Return the largest blueprint within `budget`, or the smallest there is.
 
-    def _of_size(self, specs: Sequence[TableSpec], size: int) -> Blueprint:
-        """Return the blueprint whose hashed rows have size / _STEPS of the full bytes."""
+        Tables that take any id share what the others leave, in proportion to their widths.
+
+        Raises:
+            ValueError: if a table takes any id, and there is no budget in bytes.
+        """
+        full = {spec.name: spec.full_bytes for spec in specs}
+        if any(spec.num_ids is None for spec in specs):
+            full = _sizes_without_bound(specs, budget)
+        return largest(lambda size: self._of_size(specs, full, size), budget, specs, most=_STEPS)
+
+    def _of_size(self, specs: Sequence[TableSpec], full: Mapping[str, int], size: int) -> Blueprint:
+        """Return the blueprint whose hashed rows have size / _STEPS of the `full` bytes."""
         tables: list[PhysicalTable] = []
         initial: dict[str, Initial] = {}
         lookups: dict[str, list[VirtualLookup]] = {}
         for members in self._shares(specs):
             width = self.row_width(members[0].embedding_dim)
-            made = self._lay_out(members, width, size, lookups)
+            wanted = sum(full[spec.name] for spec in members) * size // (4 * width * _STEPS)
+            made = self._lay_out(members, width, max(1, wanted), lookups)
             tables += made
-            initial |= dict.fromkeys((table.name for table in made), self._initial(members))
+            rule = self._initial(members, sum(table.num_rows for table in made))
+            initial |= dict.fromkeys((table.name for table in made), rule)
         importance: dict[str, VirtualLookup] = {}
         if self.combine == "weighted":
             for spec in specs:
@@ -109,7 +120,7 @@ class HashedRows:
                     key=key,
                     feature=feature,
                     owner=spec.name,
-                    num_ids=spec.num_embeddings,
+                    num_ids=spec.num_ids,
                     embedding_dim=width * len(its) if self.combine == "concat" else width,
                     pooling=spec.pooling,
                     lookups=tuple(its),
@@ -143,13 +154,11 @@ class HashedRows:
         self,
         members: Sequence[TableSpec],
         width: int,
-        size: int,
+        wanted: int,
         lookups: dict[str, list[VirtualLookup]],
     ) -> list[PhysicalTable]:
-        """Fill in the lookups of the tables that share rows; return the physical tables."""
+        """Fill in the lookups of tables that share `wanted` rows; return the physical tables."""
         names = self._names(members, width)
-        full = sum(spec.full_bytes for spec in members) // (4 * width)
-        wanted = max(1, full * size // _STEPS)
         exact = [s for s in members if s.num_embeddings <= self.exact_below]
         hashed = [s for s in members if s.num_embeddings > self.exact_below]
         needed = sum(s.num_embeddings * self.num_lookups(s) for s in hashed)
@@ -216,10 +225,10 @@ class HashedRows:
         seed = hash_seed(self.seed, spec.feature_names[0], self.num_lookups(spec))
         return (Hash(seed=seed, num_rows=num_rows),)
 
-    def _initial(self, members: Sequence[TableSpec]) -> Initial:
+    def _initial(self, members: Sequence[TableSpec], num_rows: int) -> Initial:
         std = self.init_std
         if std is None:
-            std = Initial.dlrm(max(spec.num_embeddings for spec in members)).std
+            std = Initial.dlrm(max(spec.num_ids or num_rows for spec in members)).std
         k = self.num_lookups(members[0])
         factor = {
             "concat": 1.0,
@@ -228,6 +237,32 @@ class HashedRows:
             "weighted": (3 / k) ** 0.5,
         }[self.combine]
         return Initial(distribution="uniform", spread=std * factor * 3**0.5)
+
+
+def _sizes_without_bound(specs: Sequence[TableSpec], budget: Budget | None) -> dict[str, int]:
+    """Return bytes for each table in proportion to which they get rows.
+
+    A table with a bound counts with its full size, all of those together with half of the budget at
+    most; the others share the rest by their widths.
+
+    Raises:
+        ValueError: if there is no budget.
+    """
+    unbounded = [spec for spec in specs if spec.num_ids is None]
+    if budget is None:
+        raise ValueError(
+            f"tables {[spec.name for spec in unbounded]} take any id, so they have no full size; "
+            "give the size as Budget(num_bytes=..)"
+        )
+    allowed, bounded = budget.allowed_bytes(specs), sum(spec.full_bytes for spec in specs)
+    share = min(1.0, allowed / 2 / bounded) if bounded else 1.0
+    rest, width = allowed - share * bounded, sum(spec.embedding_dim for spec in unbounded)
+    return {
+        spec.name: int(
+            rest * spec.embedding_dim / width if spec.num_ids is None else share * spec.full_bytes
+        )
+        for spec in specs
+    }
 
 
 def outputs_of(
@@ -248,7 +283,7 @@ def outputs_of(
             key=key,
             feature=feature,
             owner=spec.name,
-            num_ids=spec.num_embeddings,
+            num_ids=spec.num_ids,
             embedding_dim=spec.embedding_dim,
             pooling=spec.pooling,
             lookups=lookups[spec.name],

@@ -43,6 +43,8 @@ class Unified(PlannedMethod):
             nothing is shared.
     """
 
+    takes_any_id = True
+
     def __init__(
         self,
         *,

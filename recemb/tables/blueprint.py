@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.method import Budget, IdCounts, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
-from recemb.tables.spec import TableSpec
+from recemb.tables.spec import TableSpec, refuse_any_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,12 @@ class PlannedMethod(Method):
     """A method whose tables a lookup plan describes, trained by a single fit.
 
     A subclass says in `blueprint` what it makes of a budget.
+
+    Attributes:
+        takes_any_id: whether tables may take any int64, see `ANY_ID`.
     """
+
+    takes_any_id: ClassVar[bool] = False
 
     @abc.abstractmethod
     def blueprint(
@@ -86,6 +91,8 @@ class PlannedMethod(Method):
 
     def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
         """Return what `build` would make, allocating no table; see `Method`."""
+        if not self.takes_any_id:
+            refuse_any_id(specs, type(self).__name__)
         made = self.blueprint(specs, stats, budget)
         device = torch.device("meta")
         tables = made.tables(specs, optimizer=None, seed=0, device=device)
@@ -108,6 +115,8 @@ class PlannedMethod(Method):
         Raises:
             ValueError: if the budget is below the smallest size that the method has.
         """
+        if not self.takes_any_id:
+            refuse_any_id(specs, type(self).__name__)
         made = self.blueprint(specs, stats, budget)
         allowed = None if budget is None else budget.allowed_bytes(specs)
         if allowed is not None and made.serve_bytes > allowed:

@@ -17,7 +17,7 @@ from recemb.tables.program import (
     program_limit,
     program_to_json,
 )
-from recemb.tables.spec import Pooling
+from recemb.tables.spec import ANY_ID, Pooling
 
 DType = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
 Combine = Literal["concat", "sum", "mean", "product", "weighted"]
@@ -48,6 +48,11 @@ class PhysicalTable:
             raise ValueError(
                 f"physical table '{self.name}': num_rows and width must be at least 1, got "
                 f"{self.num_rows} and {self.width}"
+            )
+        if self.num_rows >= ANY_ID:
+            raise ValueError(
+                f"physical table '{self.name}': its ids have no bound, so none can have a row of "
+                "its own; choose a method that hashes, such as unified or hash"
             )
         if self.dtype not in get_args(DType):
             raise ValueError(

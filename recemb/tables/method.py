@@ -1,6 +1,7 @@
 """A method: one way to store tables, and how tables stored that way are trained."""
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -51,10 +52,19 @@ class Budget:
             raise ValueError(f"Budget: of must be serve or train, got '{self.of}'")
 
     def allowed_bytes(self, specs: Sequence[TableSpec]) -> int:
-        """Return the bytes that tables for `specs` may take."""
+        """Return the bytes that tables for `specs` may take.
+
+        Raises:
+            ValueError: if this is a ratio, and a table without a bound on its ids has no full size.
+        """
         if self.num_bytes is not None:
             return self.num_bytes
         assert self.ratio is not None
+        if unbounded := [spec.name for spec in specs if spec.num_ids is None]:
+            raise ValueError(
+                f"Budget: tables {unbounded} take any id, so there is no full size to take a ratio "
+                "of; give num_bytes"
+            )
         return int(self.ratio * sum(spec.full_bytes for spec in specs))
 
     def used_bytes(self, storage: Storage) -> int:
@@ -81,9 +91,12 @@ class Plan:
 
     @property
     def ratio(self) -> float:
-        """Return the realised bytes, as the budget counts them, over the full bytes."""
+        """Return the realised bytes, as the budget counts them, over the full bytes.
+
+        NaN where no table has a full size.
+        """
         used = (Budget(ratio=1) if self.budget is None else self.budget).used_bytes(self.storage)
-        return used / self.storage.full_bytes
+        return used / self.storage.full_bytes if self.storage.full_bytes else math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

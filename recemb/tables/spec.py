@@ -7,6 +7,9 @@ from typing import Literal
 
 Pooling = Literal["sum", "mean", "none"]
 
+ANY_ID = 2**63 - 1
+"""The `num_embeddings` of a table that takes any int64, such as the hash of a string."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
@@ -14,7 +17,9 @@ class TableSpec:
 
     Attributes:
         name: unique name of the table.
-        num_embeddings: number of rows; ids are in `[0, num_embeddings)`.
+        num_embeddings: number of rows; ids are in `[0, num_embeddings)`. ANY_ID where there is no
+            vocabulary: ids are then any int64, negative ones too, and only methods that hash can
+            store the table.
         embedding_dim: values in a row.
         feature_names: the features that look up here.
         pooling: how the rows of a bag become one vector; "none" for sequences.
@@ -43,9 +48,14 @@ class TableSpec:
             )
 
     @property
+    def num_ids(self) -> int | None:
+        """Return the number of ids, None where it has no bound."""
+        return None if self.num_embeddings == ANY_ID else self.num_embeddings
+
+    @property
     def full_bytes(self) -> int:
-        """Return the bytes of the uncompressed float32 table."""
-        return 4 * self.num_embeddings * self.embedding_dim
+        """Return the bytes of the uncompressed float32 table; 0 where it takes any id."""
+        return 0 if self.num_ids is None else 4 * self.num_embeddings * self.embedding_dim
 
 
 def output_keys(specs: Sequence[TableSpec]) -> dict[str, tuple[TableSpec, str]]:
@@ -69,3 +79,16 @@ def output_keys(specs: Sequence[TableSpec]) -> dict[str, tuple[TableSpec, str]]:
                 raise ValueError(f"table '{spec.name}': feature '{feature}' is named twice")
             keys[key] = (spec, feature)
     return keys
+
+
+def refuse_any_id(specs: Sequence[TableSpec], owner: str) -> None:
+    """Check that every table has a number of ids.
+
+    Raises:
+        ValueError: if one takes any id.
+    """
+    if unbounded := [spec.name for spec in specs if spec.num_ids is None]:
+        raise ValueError(
+            f"{owner}: tables {unbounded} take any id, but this method holds something for every "
+            "id; choose one that hashes, such as unified or hash"
+        )

@@ -1,15 +1,22 @@
 """The hashing family: who shares rows with whom."""
 
+import pyarrow as pa
 import pytest
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.ids.hashing import hash_strings
 from recemb.methods.adapt_emb import AdaptEmb
+from recemb.methods.compo_emb import CompoEmb
+from recemb.methods.full import Full
 from recemb.methods.hash import Hashing
+from recemb.methods.hash_embeddings import HashEmbeddings
+from recemb.methods.tt_rec import TTRec
 from recemb.methods.unified import Unified
 from recemb.tables.method import Budget
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.program import run_program
-from recemb.tables.spec import TableSpec
+from recemb.tables.spec import ANY_ID, TableSpec
 
 SPECS = [
     TableSpec(name="a", num_embeddings=2000, embedding_dim=8, feature_names=("f", "g")),
@@ -151,3 +158,42 @@ def test_the_study_s_adapt_emb_deals_the_tail_s_ids_out_in_their_order():
     found = run_program(program, torch.arange(2000), made.buffers)
     assert found.tolist() == [expected[i] for i in range(2000)]
     assert made.serve_bytes <= Budget(ratio=0.25).allowed_bytes([spec])
+
+
+ANY = [
+    TableSpec(name="query", num_embeddings=ANY_ID, embedding_dim=8, feature_names=("q",)),
+    TableSpec(name="city", num_embeddings=40, embedding_dim=8, feature_names=("c",)),
+    TableSpec(name="bias", num_embeddings=ANY_ID, embedding_dim=1, feature_names=("q",)),
+]
+
+
+@pytest.mark.parametrize("method", [Unified(), Unified(multiplex=False), Hashing()], ids=repr)
+def test_any_id_is_taken_within_a_budget_in_bytes(method):
+    budget = Budget(num_bytes=40_000)
+    tables = method.build(ANY, {}, budget, optimizer=None, seed=1, device=torch.device("cpu"))
+    assert 0.9 * 40_000 < tables.storage().serve_bytes <= 40_000
+    words = hash_strings(pa.array(["shoes", "red shoes", "shoes", ""]))
+    features = KeyedJaggedTensor(
+        keys=["q", "c"],
+        values=torch.cat([torch.from_numpy(words.copy()), torch.tensor([3, 4, 5, 39])]),
+        lengths=torch.ones(8, dtype=torch.int32),
+    )
+    vectors = tables(features).to_dict()["q@query"]
+    assert torch.equal(vectors[0], vectors[2])
+    assert len(torch.unique(vectors, dim=0)) == 3
+
+
+def test_a_ratio_of_no_size_is_refused():
+    with pytest.raises(ValueError, match=r"tables \['query', 'bias'\] take any id.*num_bytes"):
+        Unified().plan(ANY, {}, Budget(ratio=0.1))
+
+
+@pytest.mark.parametrize("method", [CompoEmb(), AdaptEmb(), TTRec(), HashEmbeddings()], ids=repr)
+def test_methods_with_something_for_every_id_refuse_any_id(method):
+    with pytest.raises(ValueError, match=r"\['query', 'bias'\] take any id, but this method holds"):
+        method.plan(ANY, {}, Budget(num_bytes=40_000))
+
+
+def test_a_row_for_any_id_is_refused():
+    with pytest.raises(ValueError, match="its ids have no bound"):
+        Full().plan(ANY, {}, None)
