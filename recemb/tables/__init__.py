@@ -3,11 +3,12 @@
 from recemb.tables.full import full_tables
 from recemb.tables.method import Budget, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
-from recemb.tables.spec import TableSpec
+from recemb.tables.spec import ANY_ID, TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
 
 __all__ = [
+    "ANY_ID",
     "Budget",
     "Method",
     "Plan",
