@@ -122,9 +122,7 @@ class PrunedTables(PlannedTables):
         """Return the bytes of the sparse form in serving, and those of full tables in training."""
         train = super().storage()
         forms = [form_of(self.served(spec.name)) for spec in self.specs]
-        return Storage(
-            full_bytes=train.full_bytes, serve=serving_parts(forms), train=train.train
-        )
+        return Storage(full_bytes=train.full_bytes, serve=serving_parts(forms), train=train.train)
 
     def freeze(self) -> ComputedTables:  # type: ignore[override]
         """Return the sparse form, which gives bit-equal vectors; tables without zeros stay."""
@@ -283,9 +281,7 @@ def _counts_at(specs: Sequence[TableSpec], step: int, steps: int) -> dict[str, i
     return {spec.name: max(1, step * _size(spec) // steps) for spec in specs}
 
 
-def _spread_forms(
-    specs: Sequence[TableSpec], counts: Mapping[str, int]
-) -> dict[str, SparseForm]:
+def _spread_forms(specs: Sequence[TableSpec], counts: Mapping[str, int]) -> dict[str, SparseForm]:
     """Return the forms of tables whose values are spread evenly: over all rows, if they suffice."""
     return {
         spec.name: smallest_form(
