@@ -13,6 +13,8 @@ VERBS: Final = {
     "train": ("recemb.cli.train", "train, evaluate and save a ranking model"),
     "prepare": ("recemb.cli.prepare", "turn raw files into prepared columns"),
     "plan": ("recemb.cli.plan", "print what a method makes of a budget, in bytes"),
+    "export": ("recemb.cli.export", "write a trained model as one file for serving"),
+    "predict": ("recemb.cli.predict", "score raw rows with an exported model"),
     "doctor": ("recemb.cli.doctor", "print versions and backends; name what is wrong and its fix"),
 }
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import prepare_from
+from recemb.data.prepared import Prepared
 from recemb.models.ranking_model import RankingModel
 from recemb.tables.method import Budget
 from recemb.train.configuration import claim_folder, config_hash
@@ -60,21 +61,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         print(f"{folder} has finished before\n{describe(finished)}")
         return finished
     prepared = prepare_from(config, overwrite=False)
-    experiment = Experiment(
-        prepared=prepared,
-        method=instantiate(config.embedding),
-        model=model_class_of(config),
-        model_options={
-            str(k): v for k, v in instantiate(config.model, _partial_=True).keywords.items()
-        },
-        table_optimizer=instantiate(config.optimizer.tables),
-        dense_optimizer=instantiate(config.optimizer.dense),
-        settings=instantiate(config.trainer),
-        embedding_dim=config.embedding_dim,
-        seed=config.seed,
-        budget=budget_of(config),
-        resume_command=f"{_command()} paths.run={folder}",
-    )
+    experiment = experiment_of(config, prepared, resume_command=f"{_command()} paths.run={folder}")
     log = RunLog(
         folder / "metrics.jsonl",
         tracker=_tracker(config, folder),
@@ -88,6 +75,33 @@ def train(config: DictConfig) -> dict[str, Any]:
     write_summary(folder / "summary.json", summary)
     print(describe(summary))
     return summary
+
+
+def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str) -> Experiment:
+    """Return the configured experiment on prepared data.
+
+    Args:
+        config: the composed configuration.
+        prepared: the data.
+        resume_command: what to tell a user who interrupts.
+
+    Raises:
+        ValueError: if the model is none, or a constructor refuses its arguments.
+    """
+    options = instantiate(config.model, _partial_=True).keywords
+    return Experiment(
+        prepared=prepared,
+        method=instantiate(config.embedding),
+        model=model_class_of(config),
+        model_options={str(k): v for k, v in options.items()},
+        table_optimizer=instantiate(config.optimizer.tables),
+        dense_optimizer=instantiate(config.optimizer.dense),
+        settings=instantiate(config.trainer),
+        embedding_dim=config.embedding_dim,
+        seed=config.seed,
+        budget=budget_of(config),
+        resume_command=resume_command,
+    )
 
 
 def run_folder(config: DictConfig) -> Path:

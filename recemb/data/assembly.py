@@ -3,7 +3,7 @@
 Shapes: `B` examples, `F` categorical features, `N` rows of the split, `L` ids of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.data.batch import Batch
+from recemb.data.encoded import EncodedRows
 from recemb.data.schema import Schema
 
 _Rows = NDArray[np.int64] | slice
+_Bag = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]
+"""Values (L,), lengths (B,) and weights (L,) of a multi-hot feature."""
 
 
 class _MappedBags:
@@ -31,9 +34,7 @@ class _MappedBags:
             _map(folder / f"bag_{index}.weights.f32", "<f4", (num_values,)) if is_weighted else None
         )
 
-    def gather(
-        self, rows: _Rows
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]:
+    def gather(self, rows: _Rows) -> _Bag:
         """Return values (L,), lengths (B,) and weights (L,) of `rows`."""
         picked: _Rows
         if isinstance(rows, slice):
@@ -72,7 +73,6 @@ class SplitColumns:
         self._bags = [
             _MappedBags(folder, j, num_rows, c.is_weighted) for j, c in enumerate(multi_hot)
         ]
-        self._is_weighted = any(c.is_weighted for c in columns)
 
     def batch(self, rows: _Rows) -> Batch:
         """Return the examples `rows` (B,), in that order; a slice needs start and stop."""
@@ -82,27 +82,45 @@ class SplitColumns:
             groups = torch.from_numpy(_rows_of(self._groups, rows))
         return Batch(
             dense=torch.from_numpy(_rows_of(self._dense, rows)),
-            features=self._features(rows, labels.shape[0]),
+            features=self._features(rows),
             labels=torch.from_numpy(labels),
             groups=groups,
         )
 
-    def _features(self, rows: _Rows, num_examples: int) -> KeyedJaggedTensor:
-        names = list(self._schema.feature_names)
-        one_hot = _rows_of(self._ids, rows)  # (B, F)
-        if not self._bags:
-            values = np.empty((len(names), num_examples), np.int64)
-            values[...] = one_hot.T  # (F, B), the order of a KeyedJaggedTensor
-            lengths, offsets = _ones_and_offsets(len(names) * num_examples)
-            return _keyed(names, torch.from_numpy(values).view(-1), lengths, offsets, num_examples)
-        parts = _Parts(num_examples, self._is_weighted)
-        ids, bags = iter(one_hot.T), iter(self._bags)
-        for column in self._schema.categorical:
-            if column.is_multi_hot:
-                parts.append(*next(bags).gather(rows))
-            else:
-                parts.append(next(ids), None, None)
-        return parts.keyed(names)
+    def _features(self, rows: _Rows) -> KeyedJaggedTensor:
+        bags = (bag.gather(rows) for bag in self._bags)
+        return _features(self._schema, _rows_of(self._ids, rows), bags)
+
+
+def batch_of(rows: EncodedRows, schema: Schema) -> Batch:
+    """Return encoded rows in memory as one batch."""
+    bags = ((bag.values, bag.lengths, bag.weights) for bag in rows.bags)
+    return Batch(
+        dense=torch.from_numpy(rows.dense),
+        features=_features(schema, rows.ids, bags),
+        labels=torch.from_numpy(rows.labels.astype(np.float32)),
+        groups=None if rows.groups is None else torch.from_numpy(rows.groups),
+    )
+
+
+def _features(
+    schema: Schema, one_hot: NDArray[np.int32], bags: Iterable[_Bag]
+) -> KeyedJaggedTensor:
+    """Return the ids of all features, given those of the one-hot ones (B, F) and the others."""
+    names, num_examples = list(schema.feature_names), one_hot.shape[0]
+    if not any(c.is_multi_hot for c in schema.categorical):
+        values = np.empty((len(names), num_examples), np.int64)
+        values[...] = one_hot.T  # (F, B), the order of a KeyedJaggedTensor
+        lengths, offsets = _ones_and_offsets(len(names) * num_examples)
+        return _keyed(names, torch.from_numpy(values).view(-1), lengths, offsets, num_examples)
+    parts = _Parts(num_examples, any(c.is_weighted for c in schema.categorical))
+    ids, rest = iter(one_hot.T), iter(bags)
+    for column in schema.categorical:
+        if column.is_multi_hot:
+            parts.append(*next(rest))
+        else:
+            parts.append(next(ids), None, None)
+    return parts.keyed(names)
 
 
 class _Parts:

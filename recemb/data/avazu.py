@@ -117,12 +117,7 @@ class Avazu(Dataset):
             name=self.name,
             source=DelimitedText(
                 [_raw_file(raw)],
-                derivation=Derivation(
-                    name="calendar 1",
-                    inputs={"hour": "int"},
-                    outputs=tuple(CALENDAR),
-                    apply=with_calendar,
-                ),
+                derivation=calendar(),
             ),
             columns=self.columns,
             split=self.split,
@@ -130,6 +125,16 @@ class Avazu(Dataset):
             seed=self.seed,
         )
         return prepare_description(description, out, overwrite=overwrite)
+
+
+def calendar() -> Derivation:
+    """Return how the columns of `CALENDAR` come from `hour`."""
+    return Derivation(
+        name="calendar 1",
+        inputs={"hour": "int"},
+        outputs=tuple(CALENDAR),
+        apply=with_calendar,
+    )
 
 
 def with_calendar(table: pa.Table) -> pa.Table:

@@ -123,6 +123,12 @@ class RowEncoder:
         vocabularies: one for each feature with encoding "vocabulary".
         moments: (mean, standard deviation) for each standardised feature.
         seed: of the hashes of features with encoding "hash".
+
+    Attributes:
+        columns: what it makes.
+        vocabularies: as given.
+        moments: as given.
+        seed: as given.
     """
 
     def __init__(
@@ -134,9 +140,9 @@ class RowEncoder:
         seed: int,
     ) -> None:
         self.columns = columns
-        self._vocabularies = dict(vocabularies)
-        self._moments = dict(moments)
-        self._seed = seed
+        self.vocabularies = dict(vocabularies)
+        self.moments = dict(moments)
+        self.seed = seed
 
     @classmethod
     def fitted(cls, columns: Columns, statistics: Statistics, seed: int) -> Self:
@@ -196,12 +202,12 @@ class RowEncoder:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the vocabularies into `folder` and return the rest, plain JSON types."""
         for i, c in enumerate(self.columns.categorical):
-            if c.name in self._vocabularies:
-                self._vocabularies[c.name].save(folder / f"{i}.keys.i64")
+            if c.name in self.vocabularies:
+                self.vocabularies[c.name].save(folder / f"{i}.keys.i64")
         return {
             "columns": self.columns.to_dict(),
-            "moments": {name: list(pair) for name, pair in self._moments.items()},
-            "seed": self._seed,
+            "moments": {name: list(pair) for name, pair in self.moments.items()},
+            "seed": self.seed,
         }
 
     @classmethod
@@ -217,8 +223,8 @@ class RowEncoder:
         return cls(columns, vocabularies=vocabularies, moments=moments, seed=state["seed"])
 
     def _num_embeddings(self, column: CategoricalColumn) -> int:
-        if column.name in self._vocabularies:
-            return self._vocabularies[column.name].num_embeddings
+        if column.name in self.vocabularies:
+            return self.vocabularies[column.name].num_embeddings
         assert column.num_embeddings is not None
         return column.num_embeddings
 
@@ -232,7 +238,7 @@ class RowEncoder:
         if column.transform == "log":
             values = signed_log(values)
         elif column.transform == "standardise":
-            values = standardised(values, *self._moments[column.name])
+            values = standardised(values, *self.moments[column.name])
         return np.nan_to_num(values, nan=0.0)
 
     def _ids(self, column: CategoricalColumn, values: pa.Array) -> NDArray[np.int32]:
@@ -242,11 +248,11 @@ class RowEncoder:
         found = keyed(values)
         if column.encoding == "hash":
             rows = hash_rows(
-                found.keys, hash_seed(self._seed, column.name), self._num_embeddings(column) - 1
+                found.keys, hash_seed(self.seed, column.name), self._num_embeddings(column) - 1
             )
             ids = (rows + 1).astype(np.int32)
         else:
-            ids = self._vocabularies[column.name].encode(found.keys)
+            ids = self.vocabularies[column.name].encode(found.keys)
         if column.missing == "oov":
             ids[-1] = 0
         return ids[found.places]

@@ -113,23 +113,7 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     torch.use_deterministic_algorithms(settings.deterministic)
-    context = TrainingContext(
-        prepared=experiment.prepared,
-        specs=table_specs(
-            experiment.model, experiment.prepared.schema, embedding_dim=experiment.embedding_dim
-        ),
-        model_class=experiment.model,
-        model_options=experiment.model_options,
-        optimizer=experiment.table_optimizer,
-        dense_optimizer=experiment.dense_optimizer,
-        settings=settings,
-        seed=experiment.seed,
-        budget=experiment.budget,
-        checkpoints=folder / "checkpoints",
-        log=log,
-        resume_command=experiment.resume_command,
-        stages=experiment.method.stages,
-    )
+    context = training_context(experiment, folder=folder, log=log)
     tables = experiment.method.run(context)
     fitted = context.fitted
     metrics = _final_metrics(experiment, tables, fitted)
@@ -138,6 +122,33 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
         model=fitted.model,
         summary=_summary(experiment, tables, fitted, metrics, folder)
         | {"seconds": time.perf_counter() - started},
+    )
+
+
+def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> TrainingContext:
+    """Return what the experiment's method trains with.
+
+    Args:
+        experiment: what to do.
+        folder: where checkpoints go, and come from.
+        log: where rows go.
+    """
+    return TrainingContext(
+        prepared=experiment.prepared,
+        specs=table_specs(
+            experiment.model, experiment.prepared.schema, embedding_dim=experiment.embedding_dim
+        ),
+        model_class=experiment.model,
+        model_options=experiment.model_options,
+        optimizer=experiment.table_optimizer,
+        dense_optimizer=experiment.dense_optimizer,
+        settings=experiment.settings,
+        seed=experiment.seed,
+        budget=experiment.budget,
+        checkpoints=folder / "checkpoints",
+        log=log,
+        resume_command=experiment.resume_command,
+        stages=experiment.method.stages,
     )
 
 

@@ -1,0 +1,121 @@
+"""Every method goes from raw files through training and a serving file to scores of raw rows."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from recemb.checkpoint.archive import Archive
+from recemb.checkpoint.export import TABLES, load
+from recemb.cli.export import export_run
+from recemb.cli.plan import plan_of
+from recemb.cli.train import train
+from recemb.data.prepared import Prepared
+from recemb.train.evaluation import score
+from recemb.train.experiment import Trained, run_experiment
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "embedding").glob("*.yaml"))
+BUDGETS = (0.3, 0.6, 0.9)
+NUM_ROWS = {"train": 320, "val": 64, "test": 64}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of three files with values of every kind, unseen ones in the last."""
+    folder, draw = tmp_path_factory.mktemp("raw"), np.random.default_rng(0)
+    for split, num_rows in NUM_ROWS.items():
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["shop", "click", "price", "item", "tags", "size"])
+            for _ in range(num_rows):
+                item = draw.integers(400) + (1000 if split == "test" and draw.random() < 0.1 else 0)
+                tags = "|".join(f"t{t}" for t in draw.integers(9, size=draw.integers(4)))
+                shop = draw.choice(["", '"a, b"', "c", "d"])
+                price = "" if draw.random() < 0.1 else f"{draw.lognormal():.3f}"
+                rows.writerow([shop, draw.integers(2), price, item, tags, draw.normal()])
+    return folder
+
+
+def configuration(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("recemb.conf", version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def table_overrides(raw: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        *("data=table", f"data.raw={raw}", "data.label=click", "data.split.rule=files"),
+        *("~data.split.val", "~data.split.test", "~data.split.seed"),
+        "data.files={train: [train.csv], val: [val.csv], test: [test.csv]}",
+        *("+data.dense={price: log, size: standardise}", "+data.categorical.shop=vocabulary"),
+        "+data.categorical.item={encoding: hash, num_embeddings: 600}",
+        "+data.categorical.tags={is_multi_hot: true}",
+        *("model=deepfm", "model.hidden_units=[8]", "embedding_dim=8", "name=test"),
+        *("logger=none", "progress=false", "trainer.num_threads=1", "trainer.batch_size=64"),
+        *("trainer.max_steps=3", f"paths.run={folder / 'run'}", f"paths.cache={raw / 'cache'}"),
+        *more,
+    ]
+
+
+def with_tightest_budget(config: DictConfig) -> DictConfig:
+    """Return the configuration with the tightest of the budgets that its method can keep."""
+    for budget in (*BUDGETS, None):
+        config.budget = budget
+        if budget is None or plan_of(config).is_feasible:
+            break
+    return config
+
+
+def trained(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    seen: list[Trained] = []
+
+    def run(*args: Any, **kwargs: Any) -> Trained:
+        seen.append(run_experiment(*args, **kwargs))
+        return seen[0]
+
+    monkeypatch.setattr("recemb.cli.train.run_experiment", run)
+    train(config)
+    return seen[0]
+
+
+def export_configuration(folder: Path, *overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("recemb.conf", version_base="1.3"):
+        named = [f"run={folder / 'run'}", f"out={folder / 'model.recemb'}"]
+        return compose("export", overrides=[*named, *overrides])
+
+
+def probabilities(path: Path) -> np.ndarray:
+    with path.open(newline="") as file:
+        return np.array([row["probability"] for row in csv.DictReader(file)], np.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_raw_rows_get_the_trained_model_s_probabilities(
+    method: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = table_overrides(raw, tmp_path, f"embedding={method}")
+    ended = trained(with_tightest_budget(configuration(*overrides)), monkeypatch)
+    export_run(export_configuration(tmp_path))
+    model = load(tmp_path / "model.recemb")
+    model.predict_file(raw / "test.csv", tmp_path / "scored.csv")
+    prepared = Prepared(next(raw.glob("cache/*/manifest.json")).parent)
+    expected = score(
+        prepared.batches("test", batch_size=NUM_ROWS["test"]),
+        tables=ended.tables,
+        model=ended.model,
+        device=torch.device("cpu"),
+    )
+    found = probabilities(tmp_path / "scored.csv")
+    assert np.array_equal(found, torch.sigmoid(torch.from_numpy(expected.logits)).numpy())
+    archive = Archive(tmp_path / "model.recemb")
+    data = archive.map(TABLES)
+    header_bytes = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    assert len(data) - header_bytes == ended.tables.storage().serve_bytes
