@@ -75,7 +75,10 @@ class Supernet(PlannedTables):
             seed=seed,
             device=device,
         )
-        self.set_widths(widths)
+        self._first_widths = dict(widths)
+        self._is_planned_only = device.type == "meta"
+        if not self._is_planned_only:
+            self.set_widths(widths)
 
     @property
     def masks(self) -> list[MaskedRows]:
@@ -130,7 +133,10 @@ class Supernet(PlannedTables):
     def storage(self) -> Storage:
         """Return the bytes of the compacted tables in serving, and of the supernet in training."""
         train = super().storage()
-        frozen = compact(self.specs, kept=self.kept(), widths=self.widths())
+        if self._is_planned_only:
+            frozen = compact(self.specs, kept={}, widths=self._first_widths)
+        else:
+            frozen = compact(self.specs, kept=self.kept(), widths=self.widths())
         return Storage(full_bytes=train.full_bytes, serve=serving_parts(frozen), train=train.train)
 
     def freeze(self) -> PlannedTables:

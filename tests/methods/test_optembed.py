@@ -214,3 +214,11 @@ def test_a_run_killed_in_any_stage_ends_as_if_undisturbed(prepared, tmp_path, mo
     expected_plan, expected = outcome(prepared, tmp_path / "whole", monkeypatch)
     assert plan == expected_plan
     assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+
+
+def test_planned_tables_say_their_bytes_without_memory():
+    method, budget = OptEmbed(), Budget(ratio=0.6)
+    named = {"optimizer": TableOptimizer(), "seed": 1}
+    real = method.build(SPECS, {}, budget, device=torch.device("cpu"), **named)
+    planned = method.build(SPECS, {}, budget, device=torch.device("meta"), **named)
+    assert planned.storage() == real.storage()
