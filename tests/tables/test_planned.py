@@ -388,23 +388,3 @@ def test_frozen_tables_give_the_same_bits(name):
     tables = build(PLANS[name], optimizer=TableOptimizer())
     features = draw(max_length=3)
     assert torch.equal(tables.freeze()(features).values(), tables(features).values())
-
-
-def test_a_plan_for_other_keys_is_refused():
-    plan = PLANS["identity"]
-    specs = specs_of(plan)
-    with pytest.raises(ValueError, match=r"differ in feature, pooling or order of \[.g.\]"):
-        PlannedTables(specs[:1], plan)
-
-
-@pytest.mark.parametrize(
-    ("buffers", "message"),
-    [
-        ({}, r"reads buffers \['remap'\]"),
-        ({"remap": torch.full((NUM_IDS,), 99)}, "holds 99, but the plan says that its values are"),
-    ],
-)
-def test_a_missing_or_foreign_buffer_is_refused(buffers, message):
-    plan = PLANS["remap"]
-    with pytest.raises(ValueError, match=message):
-        PlannedTables(specs_of(plan), plan, buffers=buffers)
