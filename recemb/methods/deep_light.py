@@ -71,7 +71,7 @@ class PruningSchedule:
 
     def rate(self, step: int) -> float:
         """Return the share of values that are zero after `step` updates."""
-        return self.final * (1 - _BASE ** (step / self.ramp_steps))
+        return self.final * (1 - math.pow(_BASE, step / self.ramp_steps))
 
     def is_final(self, step: int) -> bool:
         """Return whether the final share is reached, to within the tolerance."""
@@ -150,6 +150,8 @@ class Pruner:
 
 class DeepLight(PruningMethod):
     """Warm-up, then pruning while training goes on with the same optimizer.
+
+    A pruning ranks all values, by a few passes over all tables, every `prune_every_steps` updates.
 
     The budget is kept to a byte: the tables are pruned before every evaluation, so that what is
     scored is what is served, and only states at the final share may become the best one.

@@ -14,10 +14,10 @@ pulls the thresholds of values that matter down again, against the decay. Short 
 learning rate or a larger s at first; small batches, whose gradients are larger, more weight decay.
 
 Source: Liu et al., "Learnable Embedding Sizes for Recommender Systems", ICLR 2021, arXiv
-2101.07577, section 3, and the authors' code. Departures: the mask is made of the values with the largest
-margins |v| - sigmoid(s), as many as the budget holds, which is the paper's mask if the search ends
-at the budget, and fills it up if the last epoch went further; first-order weights, which the paper
-leaves alone, are masked by magnitude in the same share.
+2101.07577, section 3, and the authors' code. Departures: the mask is made of the values with the
+largest margins |v| - sigmoid(s), as many as the budget holds, which is the paper's mask if the
+search ends at the budget, and fills it up if the last epoch went further; first-order weights,
+which the paper leaves alone, are masked by magnitude in the same share.
 
 Shapes: `N` rows that were read, `R` rows of a group's buffer, `D` its width, `T` its tables.
 """

@@ -6,6 +6,7 @@ share is kept, its values of the highest scores, whichever table they are in.
 Shapes: `n` rows of a table, `D` its width.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Order:
     def _keys(self) -> Iterator[Tensor]:
         """Yield integers in the order of the values."""
         for tensor in self._tensors:
-            for chunk in tensor.flatten().split(_CHUNK):
+            for chunk in torch.split(tensor.flatten(), _CHUNK):
                 yield _flipped(chunk.view(torch.int32))
 
 
@@ -86,7 +87,6 @@ class Ranking:
 
     def __init__(self, scores: Mapping[str, Tensor]) -> None:
         self._scores = scores
-        self._best_of_row = {name: its.amax(dim=1) for name, its in scores.items()}
         kinds: dict[bool, list[str]] = {}
         for name, its in scores.items():
             kinds.setdefault(its.shape[1] == 1, []).append(name)
@@ -129,11 +129,15 @@ class Ranking:
             for name, its in self._scores.items()
         }
 
+    @functools.cached_property
+    def _best_of_row(self) -> dict[str, Tensor]:
+        return {name: its.amax(dim=1) for name, its in self._scores.items()}
+
     def _num_bytes(self, step: int) -> int:
         return sum(form.num_bytes for form in self.forms(self._cut(step)).values())
 
     def _cut(self, step: int) -> Cut:
-        thresholds = {}
+        thresholds: dict[str, float] = {}
         for names, order in self._kinds:
             k = step * order.size // self._steps
             threshold = order.largest(k) if k else math.inf

@@ -8,6 +8,7 @@ import torch
 
 import recemb.train.fit
 from recemb.data.table import Table
+from recemb.methods.hash import Hashing
 from recemb.models.deepfm import DeepFM
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
@@ -93,6 +94,18 @@ def staged(planted, tmp_path):
         )
 
     return context
+
+
+@pytest.fixture
+def hashed_auc(staged):
+    """Return the validation AUC of the hashing trick at a budget, on the planted clicks."""
+
+    def auc(budget, *, epochs):
+        method = Hashing(exact_below=0)
+        context = staged(method.stages, folder="hashed", budget=budget, epochs=epochs)
+        return context.evaluate(method.run(context))["val/auc"]
+
+    return auc
 
 
 class KilledError(Exception):

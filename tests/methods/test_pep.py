@@ -125,7 +125,7 @@ def test_an_unfinished_search_keeps_the_largest_margins_and_says_so(staged):
 
 @pytest.mark.parametrize("retrain_from", ["init", "fresh"])
 def test_retraining_begins_with_the_initial_weights_of_the_values_that_stay(staged, retrain_from):
-    context = staged(PEP.stages, budget=Budget(ratio=0.3), epochs=2)
+    context = staged(PEP.stages, budget=Budget(ratio=0.3), epochs=1)
     begun = []
     fit = context.fit
 
@@ -135,31 +135,15 @@ def test_retraining_begins_with_the_initial_weights_of_the_values_that_stay(stag
         return fit(tables, **named)
 
     context.fit = noted
-    PEP(thresholds=QUICK, search_epochs=12, retrain_from=retrain_from).run(context)
+    tables = PEP(thresholds=QUICK, search_epochs=12, retrain_from=retrain_from).run(context)
     _, first, served, _ = begun
     for name, weight in served.items():
         same = torch.equal(weight, torch.where(weight != 0, first[name], 0))
         assert same == (retrain_from == "init")
         assert 0 < int((weight == 0).sum()) < weight.numel()
-
-
-def test_masked_values_stay_zero_through_retraining(staged):
-    context = staged(PEP.stages, budget=Budget(ratio=0.3), epochs=2)
-    zeros = []
-    fit = context.fit
-
-    def noted(tables, **named):
-        found = fit(tables, **named)
-        zeros.append({s.name: tables.served(s.name) == 0 for s in context.specs})
-        return found
-
-    context.fit = noted
-    method = PEP(thresholds=QUICK, search_epochs=12)
-    masks = []
-    original = method.masks
-    method.masks = lambda *a: masks.append(original(*a)) or masks[0]
-    method.run(context)
-    assert all(torch.equal(zeros[1][name], ~mask) for name, mask in masks[0].items())
+        # The mask holds through the retraining, which moves the rest.
+        assert torch.equal(tables.served(name) == 0, weight == 0)
+        assert not torch.equal(tables.served(name), weight)
 
 
 def test_without_a_budget_the_mask_is_what_the_search_leaves(staged):
@@ -169,14 +153,17 @@ def test_without_a_budget_the_mask_is_what_the_search_leaves(staged):
     assert 0 < int((vectors == 0).sum()) < vectors.numel()
 
 
-def test_a_quarter_of_the_bytes_learns_the_planted_clicks(staged):
-    context = staged(PEP.stages, budget=Budget(ratio=0.25), epochs=5)
+def test_at_a_quarter_of_the_bytes_it_is_well_above_hashing(staged, hashed_auc):
+    budget = Budget(ratio=0.25)
+    context = staged(PEP.stages, budget=budget, epochs=5)
     tables = PEP(thresholds=QUICK, search_epochs=12).run(context)
-    assert context.evaluate(tables)["val/auc"] > 0.8
+    auc = context.evaluate(tables)["val/auc"]
+    assert auc > 0.8
+    assert auc > hashed_auc(budget, epochs=5) + 0.02
 
 
 # Calls: the fit, then 12 updates and a score for each of two epochs, twice.
-@pytest.mark.parametrize("stop_at", [8, 34])
+@pytest.mark.parametrize("stop_at", [20, 34])
 def test_a_run_killed_in_any_stage_ends_as_if_undisturbed(resumes, stop_at):
     method = PEP(thresholds=QUICK, search_epochs=2)
     resumes(method, stop_at, budget=Budget(ratio=0.9), epochs=2)
