@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recemb.methods.ranking import Cut, Ranking, magnitudes
+from recemb.methods.ranking import Cut, Ranking, magnitudes, whole
 from recemb.methods.sparse_rows import (
     SparseForm,
     SparseRows,
@@ -240,7 +240,7 @@ class PruningMethod(Method, abc.ABC):
         steps = max(_size(spec) for spec in specs)
         allowed = allowed_bytes(specs, budget)
         if allowed is None:
-            return _counts_at(specs, int(self.share_without_budget() * steps), steps)
+            return _counts_at(specs, whole(self.share_without_budget() * steps), steps)
         low, high = 0, steps
         while low < high:
             middle = (low + high + 1) // 2

@@ -95,7 +95,7 @@ class Ranking:
 
     def cut(self, share: float) -> Cut:
         """Return what keeps a share of the values of each kind, rounded down."""
-        return self._cut(math.floor(share * self._steps))
+        return self._cut(whole(share * self._steps))
 
     def within(self, allowed_bytes: int) -> Cut:
         """Return what keeps the largest share whose serving form takes at most `allowed_bytes`.
@@ -143,6 +143,11 @@ class Ranking:
             threshold = order.largest(k) if k else math.inf
             thresholds |= dict.fromkeys(names, threshold)
         return Cut(share=step / self._steps, thresholds=thresholds)
+
+
+def whole(count: float) -> int:
+    """Return a number of values rounded down, but for the rounding of the share it comes from."""
+    return math.floor(count + 1e-6)
 
 
 def magnitudes(weight: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from recemb.methods.deep_light import DeepLight, Pruner, PruningSchedule
-from recemb.methods.ranking import Ranking, magnitudes
 from recemb.tables.computed import ComputedTables
 from recemb.tables.method import Budget
 
@@ -127,14 +126,3 @@ def test_an_infeasible_budget_is_refused_before_training(staged):
     context = staged(DeepLight.stages, budget=Budget(num_bytes=10))
     with pytest.raises(ValueError, match="DeepLight: the budget allows 10 bytes, but the least is"):
         DeepLight().run(context)
-
-
-def test_the_ranking_keeps_the_same_share_of_vectors_and_of_first_order_weights():
-    weights = {"v": torch.randn(50, 4) * 1e-3, "u": torch.randn(25, 4), "w": torch.randn(80, 1)}
-    ranking = Ranking({name: magnitudes(weight) for name, weight in weights.items()})
-    cut = ranking.cut(0.3)
-    kept = {name: int(ranking.kept(name, cut).sum()) for name in weights}
-    assert kept["v"] + kept["u"] == 90
-    assert kept["w"] == 24
-    largest = torch.cat([weights["v"], weights["u"]]).abs().flatten().topk(90).values.min()
-    assert cut.thresholds["v"] == cut.thresholds["u"] == float(largest)
