@@ -40,7 +40,7 @@ def update_kernel(
     Raises:
         ValueError: if `backend` is "fbgemm" or "triton" and it cannot serve, with the reason.
     """
-    if backend == "torch" or "int" in store.group.dtype:
+    if backend == "torch" or not store.group.is_trained:
         return None
     reasons = {}
     # Under the interpreter Triton serves a CPU too, but only who asks for it gets it.

@@ -86,11 +86,13 @@ class Pass:
 
     def read(self, lookups: Sequence[AnyLookups]) -> tuple[Tensor, ...]:
         """Return the vectors (num_outputs, D), unit by unit, group by group."""
-        return tuple(
-            its.gather(self._updaters[g].store.weight)
-            for unit, its in zip(self.units, lookups, strict=True)
-            for g in unit.unit.groups
-        )
+        found = []
+        for unit, its in zip(self.units, lookups, strict=True):
+            for g in unit.unit.groups:
+                store = self._updaters[g].store
+                vectors = its.gather(store.weight)
+                found.append(vectors if store.group.step is None else vectors * store.group.step)
+        return tuple(found)
 
     def scale_gradients(
         self, lookups: Sequence[AnyLookups], grads: Sequence[Tensor | None]
@@ -102,7 +104,9 @@ class Pass:
             if its.differentiable is not None:
                 for g, grad in zip(unit.unit.groups, blocks, strict=True):
                     if grad is not None:
-                        part = its.scale_gradient(self._updaters[g].store.weight, grad)
+                        store = self._updaters[g].store
+                        part = its.scale_gradient(store.weight, grad)
+                        part = part if store.group.step is None else part * store.group.step
                         total = part if total is None else total + part
             found.append(total)
         return found

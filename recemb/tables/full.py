@@ -13,17 +13,24 @@ from recemb.tables.planned import PlannedTables
 from recemb.tables.spec import TableSpec, output_keys
 
 
-def full_plan(specs: Sequence[TableSpec], *, dtype: DType = "float32") -> LookupPlan:
+def full_plan(
+    specs: Sequence[TableSpec], *, dtype: DType = "float32", step: float | None = None
+) -> LookupPlan:
     """Return the plan in which every id has a row of its own.
 
     Args:
         specs: the tables.
         dtype: of the values.
+        step: what integers are multiplied by; see `PhysicalTable`.
     """
     return LookupPlan(
         tables=tuple(
             PhysicalTable(
-                name=spec.name, num_rows=spec.num_embeddings, width=spec.embedding_dim, dtype=dtype
+                name=spec.name,
+                num_rows=spec.num_embeddings,
+                width=spec.embedding_dim,
+                dtype=dtype,
+                step=step,
             )
             for spec in specs
         ),

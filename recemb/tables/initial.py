@@ -1,10 +1,16 @@
 """How weights are drawn before training."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from recemb.ids.hashing import hash_seed
+from recemb.tables.lookup_plan import LookupPlan
+from recemb.tables.program import Buffers
+from recemb.tables.rounding import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +69,47 @@ class Initial:
             values.uniform_(low, high, generator=generator)
         if not is_direct:
             target.copy_(values)
+
+
+def draw_weights(
+    plan: LookupPlan,
+    table_of: Callable[[str], Tensor],
+    projections: Buffers,
+    initial: Mapping[str, Initial | Tensor],
+    seed: int,
+) -> None:
+    """Draw all weights in the plan's order, on the CPU: the same on every device.
+
+    Args:
+        plan: which tables and projections there are.
+        table_of: returns the weights of a physical table, by its name; overwritten.
+        projections: by their names; overwritten.
+        initial: how a table is drawn, or what it is, by its name; what a projection is, by
+            `NAME.projection`. Other tables are drawn as in DLRM, other projections so that vectors
+            keep the rows' standard deviation; integers without a step start at 0.
+        seed: of all draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for table in plan.tables:
+        target = table_of(table.name).detach()
+        rule = initial.get(table.name, Initial.dlrm(table.num_rows))
+        if isinstance(rule, Tensor):
+            target.copy_(rule)
+        elif not table.is_trained:
+            target.zero_()
+        elif table.step is not None:
+            drawn = torch.empty(target.shape)
+            rule.fill(drawn, generator)
+            grid = Grid(dtype=target.dtype, step=table.step, seed=hash_seed(seed, table.name))
+            target.copy_(grid.apply(drawn, torch.arange(table.num_rows)))
+        else:
+            rule.fill(target, generator)
+    for projection in plan.projections:
+        matrix = projections[projection.name].detach()
+        given = initial.get(f"{projection.name}.projection")
+        if isinstance(given, Tensor):
+            matrix.copy_(given)
+        else:
+            drawn = torch.empty(matrix.shape).uniform_(-1, 1, generator=generator)
+            # A root mean square of 1 / sqrt(in_width) keeps the rows' standard deviation.
+            matrix.copy_(drawn / drawn.square().sum(dim=0).mean().sqrt())

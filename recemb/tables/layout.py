@@ -22,6 +22,7 @@ class Group:
         tables: in the plan's order, which is their order in the buffer.
         first_rows: each table's first row in the buffer.
         num_rows: R.
+        step: what integers are multiplied by; None for none.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Group:
     tables: tuple[PhysicalTable, ...]
     first_rows: tuple[int, ...]
     num_rows: int
+    step: float | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Return whether its tables are."""
+        return self.tables[0].is_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +134,11 @@ def group_tables(plan: LookupPlan) -> tuple[Group, ...]:
         if output.pooling != "none"
         for lookup in output.all_lookups
     }
-    members: dict[tuple[int, DType, bool], list[PhysicalTable]] = {}
+    members: dict[tuple[int, DType, float | None, bool], list[PhysicalTable]] = {}
     for table in plan.tables:
-        key = (table.width, table.dtype, table.name not in pooled_tables)
+        key = (table.width, table.dtype, table.step, table.name not in pooled_tables)
         members.setdefault(key, []).append(table)
-    return tuple(_group(*key, tables) for key, tables in members.items())
+    return tuple(_group(key[-1], tables) for key, tables in members.items())
 
 
 def lay_out(plan: LookupPlan, *, composed: Collection[int] = ()) -> Layout:
@@ -171,19 +178,24 @@ def lay_out(plan: LookupPlan, *, composed: Collection[int] = ()) -> Layout:
     )
 
 
-def _group(width: int, dtype: DType, is_sequence: bool, tables: Sequence[PhysicalTable]) -> Group:
+def _group(is_sequence: bool, tables: Sequence[PhysicalTable]) -> Group:
     first_rows, num_rows = [], 0
     for table in tables:
         first_rows.append(num_rows)
         num_rows += table.num_rows
-    kind = "sequence" if is_sequence else "pooled"
+    first = tables[0]
+    words = ["sequence" if is_sequence else "pooled", first.dtype, str(first.width)]
+    if first.step is not None:
+        # A module's name has no dots.
+        words.append(f"{first.step:g}".replace(".", "p"))
     return Group(
-        name=f"{kind}_{dtype}_{width}",
-        width=width,
-        dtype=dtype,
+        name="_".join(words),
+        width=first.width,
+        dtype=first.dtype,
         tables=tuple(tables),
         first_rows=tuple(first_rows),
         num_rows=num_rows,
+        step=first.step,
     )
 
 

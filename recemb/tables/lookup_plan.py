@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
+from recemb.tables.physical_table import DType, PhysicalTable
 from recemb.tables.program import (
     Program,
     may_be_absent,
@@ -17,53 +18,21 @@ from recemb.tables.program import (
     program_limit,
     program_to_json,
 )
-from recemb.tables.spec import ANY_ID, Pooling
+from recemb.tables.spec import Pooling
 
-DType = Literal["float32", "float16", "bfloat16", "int8", "uint8"]
+__all__ = [
+    "Combine",
+    "DType",
+    "LookupPlan",
+    "Output",
+    "PhysicalTable",
+    "Projection",
+    "RowProgram",
+    "VirtualLookup",
+]
+
 Combine = Literal["concat", "sum", "mean", "product", "weighted"]
 _FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhysicalTable:
-    """Rows in memory.
-
-    Attributes:
-        name: unique; names its tensors in a checkpoint.
-        num_rows: number of rows.
-        width: values in a row.
-        dtype: of a value. Integers are not trained, and need a row program that dequantises.
-
-    Raises:
-        ValueError: on a size below 1 or an unknown dtype.
-    """
-
-    name: str
-    num_rows: int
-    width: int
-    dtype: DType = "float32"
-
-    def __post_init__(self) -> None:
-        if self.num_rows < 1 or self.width < 1:
-            raise ValueError(
-                f"physical table '{self.name}': num_rows and width must be at least 1, got "
-                f"{self.num_rows} and {self.width}"
-            )
-        if self.num_rows >= ANY_ID:
-            raise ValueError(
-                f"physical table '{self.name}': its ids have no bound, so none can have a row of "
-                "its own; choose a method that hashes, such as unified or hash"
-            )
-        if self.dtype not in get_args(DType):
-            raise ValueError(
-                f"physical table '{self.name}': dtype must be one of "
-                f"{', '.join(get_args(DType))}, got '{self.dtype}'"
-            )
-
-    @property
-    def is_trained(self) -> bool:
-        """Return whether its values are floating-point numbers."""
-        return "int" not in self.dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from recemb.tables.bounds import Bounds, BoundsCheck
 from recemb.tables.compose import Composer, RowPrograms, combine, project
 from recemb.tables.engine import Engine, Pass
 from recemb.tables.gather import gather_rows
-from recemb.tables.initial import Initial
+from recemb.tables.initial import Initial, draw_weights
 from recemb.tables.layout import Unit, group_tables, lay_out
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.named_tensors import NamedTensors
@@ -115,7 +115,7 @@ class PlannedTables(Tables):
             for units in (layout.pooled, layout.sequences)
         ]
         if self._device.type != "meta":
-            self._initialise(seed, initial or {})
+            draw_weights(plan, self.table, self.projections, initial or {}, seed)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Return one pooled vector per key and example, contiguous (B, sum of D).
@@ -187,6 +187,7 @@ class PlannedTables(Tables):
             rows = run_program(lookup.program, ids.long(), self.plan_buffers)
             table = self.engine.store_of(lookup.table).table(lookup.table)
             vector = gather_rows(table, rows.clamp(min=0))
+            vector = vector * (self.plan.table(lookup.table).step or 1.0)
             vector = vector.masked_fill((rows < 0).unsqueeze(1), 0)
             vector = self.transforms.apply_to_rows(lookup.table, vector, rows)
             vectors.append(programs.apply(lookup.row, vector, rows))
@@ -325,28 +326,6 @@ class PlannedTables(Tables):
         for part, tensors in (("buffers", self.plan_buffers), ("projections", self.projections)):
             for name, tensor in tensors.items():
                 yield f"{part}.{name}", tensor
-
-    def _initialise(self, seed: int, initial: Mapping[str, Initial | Tensor]) -> None:
-        """Draw all weights in the plan's order, on the CPU: the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        for table in self.plan.tables:
-            target = self.engine.store_of(table.name).table(table.name).detach()
-            rule = initial.get(table.name, Initial.dlrm(table.num_rows))
-            if isinstance(rule, Tensor):
-                target.copy_(rule)
-            elif not table.is_trained:
-                target.zero_()
-            else:
-                rule.fill(target, generator)
-        for projection in self.plan.projections:
-            matrix = self.projections[projection.name].detach()
-            given = initial.get(f"{projection.name}.projection")
-            if isinstance(given, Tensor):
-                matrix.copy_(given)
-            else:
-                drawn = torch.empty(matrix.shape).uniform_(-1, 1, generator=generator)
-                # A root mean square of 1 / sqrt(in_width) keeps the rows' standard deviation.
-                matrix.copy_(drawn / drawn.square().sum(dim=0).mean().sqrt())
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

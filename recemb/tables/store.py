@@ -14,7 +14,7 @@ from recemb.tables.formula import STATE_PARTS, counts_steps
 from recemb.tables.layout import Group
 from recemb.tables.memory import allocate
 from recemb.tables.optimizer import TableOptimizer
-from recemb.tables.rounding import Rounding
+from recemb.tables.rounding import Grid, Rounding
 
 
 class GroupStore(nn.Module):
@@ -42,7 +42,7 @@ class GroupStore(nn.Module):
         self, group: Group, *, optimizer: TableOptimizer | None, device: torch.device
     ) -> None:
         super().__init__()
-        is_trained = "int" not in group.dtype
+        is_trained = group.is_trained
         self.group = group
         self.optimizer = optimizer if is_trained else None
         self.step = 0
@@ -50,7 +50,7 @@ class GroupStore(nn.Module):
         shape = (group.num_rows, group.width)
         weight = allocate(shape, device, self.dtype)
         if optimizer is None:
-            self.weight = nn.Parameter(weight, requires_grad=is_trained)
+            self.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
             return
         self.register_buffer("weight", weight, persistent=False)
         if not is_trained:
@@ -98,11 +98,14 @@ class GroupStore(nn.Module):
         return {name: self.get_buffer(name) for name, _ in STATE_PARTS[self.optimizer.kind]}
 
     @property
-    def rounding(self) -> Rounding | None:
+    def rounding(self) -> Rounding | Grid | None:
         """Return how this step's values become the table's type; None if that is float32."""
         if self.dtype == torch.float32:
             return None
-        return Rounding(dtype=self.dtype, seed=hash_seed(self.step, self.group.name))
+        seed = hash_seed(self.step, self.group.name)
+        if self.group.step is not None:
+            return Grid(dtype=self.dtype, step=self.group.step, seed=seed)
+        return Rounding(dtype=self.dtype, seed=seed)
 
     def table(self, name: str) -> Tensor:
         """Return the weights (num_rows, D) of a table, a view."""

@@ -33,7 +33,7 @@ def why_not(group: Group, optimizer: TableOptimizer | None, device: torch.device
     if optimizer.rows == "all":
         return "it updates touched rows only, not rows='all'"
     if "int" in group.dtype:
-        return f"tables of {group.dtype} are not trained"
+        return f"tables of {group.dtype} are read and trained by the torch backend alone"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; see `recemb doctor`"
     if device.type == "cuda" or is_interpreted():

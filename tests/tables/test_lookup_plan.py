@@ -62,7 +62,7 @@ def test_json_gives_the_plan_back(plan):
 
 def test_json_is_plain():
     assert json.loads(PLAN.to_json())["tables"] == [
-        {"name": "shared", "num_rows": 10, "width": 4, "dtype": "float32"}
+        {"name": "shared", "num_rows": 10, "width": 4, "dtype": "float32", "step": None}
     ]
 
 
