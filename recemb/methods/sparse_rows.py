@@ -63,7 +63,7 @@ class SparseForm:
         if self.rows == "bitmap":
             size = -(-self.num_rows // 8)
             found["row_bits"] = (size, torch.uint8)
-            found["row_ranks"] = (-(-size // _BLOCK_BYTES), ids)
+            found["row_ranks"] = (num_ranks(size), ids)
         elif self.rows == "list":
             found["row_ids"] = (self.num_kept, ids)
         if self.values == "csr":
@@ -72,7 +72,7 @@ class SparseForm:
         elif self.values == "bitmap":
             size = self.num_kept * -(-self.width // 8)
             found["value_bits"] = (size, torch.uint8)
-            found["value_ranks"] = (-(-size // _BLOCK_BYTES), counts)
+            found["value_ranks"] = (num_ranks(size), counts)
         return found
 
     def parts(self) -> dict[str, int]:
@@ -181,7 +181,7 @@ class SparseRows(RowSource):
             tensors["values"] = weight[is_value]
         if made.stored.rows == "bitmap":
             tensors["row_bits"] = pack_bits(is_kept.unsqueeze(0))
-            tensors["row_ranks"] = _ranks(tensors["row_bits"])
+            tensors["row_ranks"] = block_ranks(tensors["row_bits"])
         elif made.stored.rows == "list":
             tensors["row_ids"] = is_kept.nonzero().view(-1)
         if made.stored.values == "csr":
@@ -189,7 +189,7 @@ class SparseRows(RowSource):
             tensors["row_starts"] = _starts(is_value.sum(dim=1))
         elif made.stored.values == "bitmap":
             tensors["value_bits"] = pack_bits(is_value)
-            tensors["value_ranks"] = _ranks(tensors["value_bits"])
+            tensors["value_ranks"] = block_ranks(tensors["value_bits"])
         for name, tensor in tensors.items():
             made.get_buffer(name).copy_(tensor)
         return made.eval()
@@ -227,9 +227,7 @@ class SparseRows(RowSource):
         which = bits[ids // 8].int()
         bit = (ids % 8).int()
         places = ((which >> bit) & 1).nonzero().view(-1)
-        before = which[places] & ((1 << bit[places]) - 1)
-        rank = _ones_before(bits, self.get_buffer("row_ranks"), ids[places] // 8)
-        return places, rank + _ones(before.to(torch.uint8)).long()
+        return places, ones_before(bits, self.get_buffer("row_ranks"), ids[places])
 
     def _decoded(self, at: Tensor) -> Tensor:
         """Return the rows (N, D) whose places (N,) among those stored are `at`."""
@@ -287,10 +285,27 @@ def _ones(bits: Tensor) -> Tensor:
     return (nibbles + (nibbles >> 4)) & 0x0F
 
 
-def _ranks(bits: Tensor) -> Tensor:
+def num_ranks(num_bytes: int) -> int:
+    """Return how many blocks some bytes of bits have."""
+    return -(-num_bytes // _BLOCK_BYTES)
+
+
+def block_ranks(bits: Tensor) -> Tensor:
     """Return the ones before each block of bytes, int64."""
     ones = torch.nn.functional.pad(_ones(bits), (0, -bits.numel() % _BLOCK_BYTES))
     return _starts(ones.view(-1, _BLOCK_BYTES).sum(dim=1))[:-1]
+
+
+def ones_before(bits: Tensor, ranks: Tensor, at: Tensor) -> Tensor:
+    """Return the ones before each of the bits `at` (N,), int64.
+
+    Args:
+        bits: as `pack_bits` makes them of one row.
+        ranks: as `block_ranks` makes them.
+        at: (N,) int64, numbers of bits.
+    """
+    before = bits[at // 8].int() & ((1 << (at % 8).int()) - 1)
+    return _ones_before(bits, ranks, at // 8) + _ones(before.to(torch.uint8)).long()
 
 
 def _ones_before(bits: Tensor, ranks: Tensor, at: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "conf" / "embedding"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 RATIOS = [0.5, 0.25, 0.1, 0.05]
 # In training mode vectors are not those of serving, which `rows` gives: they depend on the batch's
-# other ids (DHE), or a prefix of them is drawn (Matryoshka). In eval mode they are.
-TRAINS_OTHERWISE = {"dhe", "matryoshka"}
+# other ids (DHE, DPQ), or a prefix of them is drawn (Matryoshka). In eval mode they are.
+TRAINS_OTHERWISE = {"dhe", "dpq", "mgqe", "matryoshka"}
 # Sums of a few float32 products in another order.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 SPECS = [
@@ -171,7 +171,9 @@ def test_training_follows_the_dense_gradient(name):
             if parameter.grad is not None:
                 parameter -= 0.5 * parameter.grad
         for parameter in fused.dense_parameters():
-            parameter -= 0.5 * parameter.grad
+            # Codebooks of DPQ follow a term of the loss, which these vectors are not.
+            if parameter.grad is not None:
+                parameter -= 0.5 * parameter.grad
     state, expected = fused.state_dict(), dense.state_dict()
     for key in expected:
         torch.testing.assert_close(state[key], expected[key], **ROUNDING)
