@@ -15,12 +15,13 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.data.batch import Batch
+from recemb.data.behaviours import Behaviours
 from recemb.data.encoded import EncodedRows
 from recemb.data.schema import Schema
 
 _Rows = NDArray[np.int64] | slice
 _Bag = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]
-"""Values (L,), lengths (B,) and weights (L,) of a multi-hot feature."""
+"""Values (L,), lengths (B,) and weights (L,) of a multi-hot feature or a history."""
 
 
 class _MappedBags:
@@ -57,10 +58,12 @@ class SplitColumns:
         folder: the split's folder.
         schema: what its columns are.
         num_rows: N.
+        behaviours: what histories are made of.
     """
 
-    def __init__(self, folder: Path, schema: Schema, num_rows: int) -> None:
+    def __init__(self, folder: Path, schema: Schema, num_rows: int, behaviours: Behaviours) -> None:
         self._schema = schema
+        self._behaviours = behaviours
         columns = schema.categorical
         num_one_hot = sum(not c.is_multi_hot for c in columns)
         multi_hot = [c for c in columns if c.is_multi_hot]
@@ -70,6 +73,9 @@ class SplitColumns:
         self._groups = None
         if schema.group is not None:
             self._groups = _map(folder / "groups.i64", "<i8", (num_rows,))
+        self._spans = None
+        if schema.histories:
+            self._spans = _map(folder / "spans.i64", "<i8", (num_rows, 2))
         self._bags = [
             _MappedBags(folder, j, num_rows, c.is_weighted) for j, c in enumerate(multi_hot)
         ]
@@ -88,12 +94,17 @@ class SplitColumns:
         )
 
     def _features(self, rows: _Rows) -> KeyedJaggedTensor:
-        bags = (bag.gather(rows) for bag in self._bags)
-        return _features(self._schema, _rows_of(self._ids, rows), bags)
+        bags = [bag.gather(rows) for bag in self._bags]
+        ids = _rows_of(self._ids, rows)
+        if self._spans is None:
+            return _features(self._schema, ids, bags)
+        lengths, histories = self._behaviours.gather(_rows_of(self._spans, rows))
+        return _features(self._schema, ids, [*bags, *((h, lengths, None) for h in histories)])
 
 
 def batch_of(rows: EncodedRows, schema: Schema) -> Batch:
-    """Return encoded rows in memory as one batch."""
+    """Return encoded rows in memory as one batch; `schema` has no histories."""
+    assert not schema.histories
     bags = ((bag.values, bag.lengths, bag.weights) for bag in rows.bags)
     return Batch(
         dense=torch.from_numpy(rows.dense),
@@ -108,7 +119,7 @@ def _features(
 ) -> KeyedJaggedTensor:
     """Return the ids of all features, given those of the one-hot ones (B, F) and the others."""
     names, num_examples = list(schema.feature_names), one_hot.shape[0]
-    if not any(c.is_multi_hot for c in schema.categorical):
+    if not schema.histories and not any(c.is_multi_hot for c in schema.categorical):
         values = np.empty((len(names), num_examples), np.int64)
         values[...] = one_hot.T  # (F, B), the order of a KeyedJaggedTensor
         lengths, offsets = _ones_and_offsets(len(names) * num_examples)
@@ -120,6 +131,8 @@ def _features(
             parts.append(*next(rest))
         else:
             parts.append(next(ids), None, None)
+    for _ in schema.histories:
+        parts.append(*next(rest))
     return parts.keyed(names)
 
 

@@ -36,6 +36,8 @@ class EncodedRows:
         ids: (n, number of one-hot features) int32, in the schema's order.
         bags: one for each multi-hot feature, in the schema's order.
         groups: (n,) int64, or None.
+        spans: (n, 2) int64, where each row's history begins and ends among the behaviours; None
+            where the schema has no histories.
     """
 
     labels: NDArray[np.uint8]
@@ -43,6 +45,7 @@ class EncodedRows:
     ids: NDArray[np.int32]
     bags: tuple[Bags, ...] = ()
     groups: NDArray[np.int64] | None = None
+    spans: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -56,6 +59,10 @@ class EncodedRows:
         assert self.ids.shape == (n, len(one_hot)), self.ids.shape
         assert len(self.bags) == len(multi_hot)
         assert (self.groups is None) == (schema.group is None)
+        assert (self.spans is None) == (not schema.histories)
+        if self.spans is not None:
+            assert self.spans.shape == (n, 2)
+            assert bool((self.spans[:, 0] <= self.spans[:, 1]).all())
         if n and one_hot:
             limits = np.array([c.num_embeddings for c in one_hot])
             assert bool((self.ids.min(axis=0) >= 0).all())

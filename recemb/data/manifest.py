@@ -11,8 +11,11 @@ A prepared set is a folder:
     SPLIT/bag_J.values.i32   ids of the J-th multi-hot feature, row after row
     SPLIT/bag_J.offsets.i64  (N + 1,) where each row's ids begin
     SPLIT/bag_J.weights.f32  weights beside the values, where the feature has them
+    SPLIT/spans.i64          (N, 2) where each row's history begins and ends among the behaviours
+    behaviours/J.i32         ids of the J-th stored history: all users' behaviours in order of time,
+                             user after user
     counts/J.i64             (num_embeddings,) how often the training split has each id of the J-th
-                             categorical feature
+                             categorical feature, then of the histories
     encoders/...             what is needed to encode further rows in the same way
 
 All numbers are little-endian. The manifest is written last and the folder gets its name by one

@@ -201,8 +201,8 @@ class LeaveLast(Split):
         """Find the last ratings of each user."""
         chunks = list(source.chunks(self.kinds(), on_bad_line))
         rows = np.concatenate([c.rows for c in chunks])
-        users = np.concatenate([_complete(c, "user") for c in chunks])
-        times = np.concatenate([_complete(c, "timestamp") for c in chunks])
+        users = np.concatenate([complete(c, "user") for c in chunks])
+        times = np.concatenate([complete(c, "timestamp") for c in chunks])
         order = np.lexsort((rows, times, users))
         users, rows = users[order], rows[order]
         ends = np.flatnonzero(np.append(users[1:] != users[:-1], True))
@@ -230,9 +230,9 @@ def _split(rule: Rule, val: float, test: float, seed: int) -> Split:
 
 def _with_features(table: pa.Table, release: Release, features: Sequence[str]) -> pa.Table:
     """Return `table` with `user`, `item` and the features."""
-    users = _whole_numbers(table, release.user, release.ratings)
-    items = _whole_numbers(table, release.item, release.ratings)
-    times = _whole_numbers(table, "timestamp", release.ratings)
+    users = whole_numbers(table, release.user, release.ratings)
+    items = whole_numbers(table, release.item, release.ratings)
+    times = whole_numbers(table, "timestamp", release.ratings)
     found: dict[str, pa.Array] = {"user": users, "item": items, "timestamp": times}
     for name in features:
         if name in USER_FEATURES:
@@ -265,7 +265,7 @@ def _time_feature(name: str, times: pa.Array) -> pa.Array:
     return pa.array((hours // _HOURS_PER_DAY + _THURSDAY) % 7, mask=is_missing)
 
 
-def _whole_numbers(table: pa.Table, name: str, file: Path) -> pa.Array:
+def whole_numbers(table: pa.Table, name: str, file: Path) -> pa.Array:
     """Return a column as int64, null where missing.
 
     Raises:
@@ -279,7 +279,7 @@ def _whole_numbers(table: pa.Table, name: str, file: Path) -> pa.Array:
         ) from error
 
 
-def _complete(chunk: Chunk, name: str) -> NDArray[np.int64]:
+def complete(chunk: Chunk, name: str) -> NDArray[np.int64]:
     """Return a column of integers, (n,).
 
     Raises:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recemb.data.assembly import SplitColumns
 from recemb.data.batch import Batch
+from recemb.data.behaviours import Behaviours
 from recemb.data.manifest import MANIFEST_NAME, SPLITS, read_manifest, sha256
 from recemb.data.order import RowOrder, Shares
 from recemb.data.prefetch import prefetch as run_ahead
@@ -46,6 +47,7 @@ class Prepared:
         self.splits: tuple[str, ...] = tuple(s for s in SPLITS if s in self.manifest["rows"])
         self._check_sizes()
         self._columns: dict[str, SplitColumns] = {}
+        self._behaviours = Behaviours(self.folder / "behaviours", self.schema)
 
     def num_rows(self, split: str) -> int:
         """Return the number of examples of `split`.
@@ -162,7 +164,7 @@ class Prepared:
     def _split_columns(self, split: str) -> SplitColumns:
         if split not in self._columns:
             self._columns[split] = SplitColumns(
-                self.folder / split, self.schema, self.num_rows(split)
+                self.folder / split, self.schema, self.num_rows(split), self._behaviours
             )
         return self._columns[split]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recemb.data.behaviours import history_counts
 from recemb.data.encoded import EncodedRows
 from recemb.data.manifest import (
     FORMAT_VERSION,
@@ -52,7 +53,8 @@ class _Column:
 class Writer:
     """Writes a prepared set into an empty folder; the folder is whole after `finish`.
 
-    Memory: the rows handed to `append`, and eight bytes per id of every feature for the counts.
+    Memory: the rows handed to `append`, and eight bytes per id of every feature for the counts;
+    where there are histories, in `finish`, twenty bytes per behaviour more.
 
     Args:
         folder: an existing, empty folder, to be renamed by the caller when it is whole.
@@ -73,7 +75,10 @@ class Writer:
         self.schema = schema
         self._one_hot = [i for i, c in enumerate(schema.categorical) if not c.is_multi_hot]
         self._multi_hot = [i for i, c in enumerate(schema.categorical) if c.is_multi_hot]
-        self._counts = [np.zeros(c.num_embeddings, np.int64) for c in schema.categorical]
+        sizes = [schema.column(name).num_embeddings for name in schema.feature_names]
+        self._counts = [np.zeros(size, np.int64) for size in sizes]
+        self._stored = [h for h in schema.histories if not h.is_position]
+        self._num_behaviours = 0
         self._columns: dict[str, _Column] = {}
         self._num_rows: dict[str, int] = {}
         self._num_values: dict[str, int] = {}
@@ -100,6 +105,8 @@ class Writer:
         self._column(split, "ids.i32").append(rows.ids)
         if rows.groups is not None:
             self._column(split, "groups.i64").append(rows.groups)
+        if rows.spans is not None:
+            self._column(split, "spans.i64").append(rows.spans)
         for j, bag in enumerate(rows.bags):
             offset = self._num_values[f"{split}/{j}"]
             self._column(split, f"bag_{j}.values.i32").append(bag.values)
@@ -109,6 +116,23 @@ class Writer:
                 self._column(split, f"bag_{j}.weights.f32").append(bag.weights)
         if split == "train":
             self._count(rows)
+
+    def append_behaviours(self, columns: Sequence[NDArray[np.int32]]) -> int:
+        """Add behaviours to those of all users; return the number of those before them.
+
+        Args:
+            columns: (m,) ids of each stored history, in the schema's order.
+        """
+        first, size = self._num_behaviours, len(columns[0])
+        folder = self.folder / "behaviours"
+        folder.mkdir(exist_ok=True)
+        for j, (history, ids) in enumerate(zip(self._stored, columns, strict=True)):
+            limit = self.schema.column(history.name).num_embeddings
+            assert ids.shape == (size,)
+            assert not size or (int(ids.min()) >= 0 and int(ids.max()) < limit)
+            self._column("behaviours", f"{j}.i32").append(ids)
+        self._num_behaviours += size
+        return first
 
     def num_rows(self, split: str) -> int:
         """Return how many rows `split` has so far."""
@@ -122,6 +146,8 @@ class Writer:
         """
         files = {name: column.close() for name, column in self._columns.items()}
         self._columns = {}
+        if self.schema.histories:
+            self._count_histories()
         counts_folder = self.folder / "counts"
         counts_folder.mkdir()
         for i, counts in enumerate(self._counts):
@@ -164,6 +190,24 @@ class Writer:
             np.add.at(self._counts[i], rows.ids[:, position], 1)
         for bag, i in zip(rows.bags, self._multi_hot, strict=True):
             np.add.at(self._counts[i], bag.values, 1)
+
+    def _count_histories(self) -> None:
+        """Count the ids in the histories of the training examples."""
+        shape = (self._num_rows["train"], 2)
+        spans = np.memmap(self.folder / "train/spans.i64", "<i8", "r", shape=shape)
+        uses, by_length = history_counts(np.asarray(spans), self._num_behaviours)
+        stored = 0
+        for history, counts in zip(
+            self.schema.histories, self._counts[len(self.schema.categorical) :], strict=True
+        ):
+            if history.is_position:
+                # The j-th most recent place is in every history of at least j behaviours.
+                longer = by_length[::-1].cumsum()[::-1]
+                counts[1 : len(longer)] = longer[1:]
+            else:
+                ids = np.fromfile(self.folder / f"behaviours/{stored}.i32", "<i4")
+                counts += np.bincount(ids, uses, len(counts)).astype(np.int64)
+                stored += 1
 
 
 def _sync_file(path: Path) -> None:

@@ -1,0 +1,189 @@
+"""MovieLens as sequences of behaviours: which film a user rates next.
+
+Every rating is a behaviour, whatever its stars. A film's category is the combination of its genres.
+Read are the releases of `recemb.data.movielens`, and `sequences.parquet` (user, pos, item in order)
+with `movies.parquet`. Everything is in memory while preparing.
+
+Source: protocol of DARE, see `recemb.data.user_log`; F. M. Harper and J. A. Konstan, "The MovieLens
+Datasets: History and Context", ACM TiiS 2015.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recemb.data.column import Kind
+from recemb.data.dataset import Dataset
+from recemb.data.encoder import keyed
+from recemb.data.location import file_among
+from recemb.data.movielens import complete, whole_numbers
+from recemb.data.movielens_release import Attributes, find_release
+from recemb.data.parquet import ParquetFiles
+from recemb.data.preparation import prepare_once
+from recemb.data.prepared import Prepared
+from recemb.data.source import Derivation, Source
+from recemb.data.user_log import Group, Protocol, UserLog, write_samples
+
+_WAY_OUT = "it says which genres the films of sequences.parquet have"
+
+
+class MovieLensSequences(Dataset):
+    """Users' films in order of time; `raw` is the folder of one release.
+
+    Args:
+        max_history: behaviours of a history at most.
+        min_behaviours: users with fewer are left out.
+        num_positives: training positives of a user, at most.
+        stride: behaviours from one of them to the next.
+        num_negatives: negatives of each positive.
+        min_history: a positive with fewer behaviours before it is left out.
+        min_count: a film gets an id from this many behaviours on.
+        group: what GAUC groups by: "user", or the "category" of the target.
+        seed: of the negatives.
+
+    Raises:
+        ValueError: on an unknown word or a number out of range.
+    """
+
+    name = "movielens_sequences"
+
+    def __init__(
+        self,
+        *,
+        max_history: int = 100,
+        min_behaviours: int = 60,
+        num_positives: int = 19,
+        stride: int = 5,
+        num_negatives: int = 2,
+        min_history: int = 1,
+        min_count: int = 1,
+        group: Group = "user",
+        seed: int = 0,
+    ) -> None:
+        self.protocol = Protocol(
+            max_history=max_history,
+            min_behaviours=min_behaviours,
+            num_positives=num_positives,
+            stride=stride,
+            num_negatives=num_negatives,
+            min_history=min_history,
+            min_count=min_count,
+            group=group,
+            seed=seed,
+        )
+
+    def prepare(self, raw: Path, out: Path, *, overwrite: bool = False) -> Prepared:
+        """Return the prepared set in `out`, made from the folder `raw` if needed."""
+        form = _ordered(raw) if (raw / "sequences.parquet").exists() else _rated(raw)
+
+        def write(folder: Path, facts: Mapping[str, Any]) -> None:
+            log = form.log()
+            write_samples(lambda: [log], self.protocol, folder, facts, name=self.name)
+
+        return prepare_once(
+            out,
+            name=self.name,
+            settings={"form": form.name, "protocol": asdict(self.protocol)},
+            sources=form.files,
+            write=write,
+            overwrite=overwrite,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """One form of the raw files.
+
+    Attributes:
+        name: of the form.
+        source: reads behaviours, with the columns user, item and `time`.
+        films: the genres of each.
+        files: all raw files.
+        time: the column that orders a user's behaviours.
+    """
+
+    name: str
+    source: Source
+    films: Attributes
+    files: tuple[Path, ...]
+    time: str
+
+    def log(self) -> UserLog:
+        """Return all behaviours."""
+        kinds: dict[str, Kind] = {"user": "int", "item": "int", self.time: "int"}
+        chunks = list(self.source.chunks(kinds, "raise"))
+        users, times, items = (
+            np.concatenate([complete(chunk, name) for chunk in chunks])
+            for name in ("user", self.time, "item")
+        )
+        genres = self.films.values("genres", pa.array(items))
+        if pa.types.is_list(genres.type):
+            genres = pc.binary_join(genres, pa.scalar("|", genres.type.value_type))
+        found = keyed(genres)
+        return UserLog.sorted_from(users, times, items, found.keys[found.places])
+
+
+def _rated(raw: Path) -> _Form:
+    """Return a release of ratings.
+
+    Raises:
+        FileNotFoundError: if there is none in `raw`, or a file of it is missing.
+        ValueError: if a file is malformed.
+    """
+    release = find_release(raw)
+
+    def whole(table: pa.Table) -> pa.Table:
+        names = {"user": release.user, "item": release.item, "timestamp": "timestamp"}
+        return pa.table(
+            {new: whole_numbers(table, old, release.ratings) for new, old in names.items()}
+        )
+
+    rule = Derivation(
+        name="numbers",
+        inputs={release.user: "int", release.item: "int", "timestamp": "int"},
+        outputs=("user", "item", "timestamp"),
+        apply=whole,
+    )
+    return _Form(
+        name=release.name,
+        source=release.source(rule),
+        films=release.items,
+        files=(release.ratings, *release.attribute_files),
+        time="timestamp",
+    )
+
+
+def _ordered(raw: Path) -> _Form:
+    """Return `sequences.parquet` and `movies.parquet`.
+
+    Raises:
+        FileNotFoundError: if the latter is missing.
+        ValueError: if a file is malformed.
+    """
+    sequences = raw / "sequences.parquet"
+    movies = file_among(MovieLensSequences.name, raw, ["movies.parquet"], _WAY_OUT)
+    kinds: dict[str, Kind] = {"item": "int", "genres": "string"}
+    films = pa.concat_tables([c.table for c in ParquetFiles([movies]).chunks(kinds, "raise")])
+
+    def whole(table: pa.Table) -> pa.Table:
+        names = ("user", "item", "pos")
+        return pa.table({name: whole_numbers(table, name, sequences) for name in names})
+
+    rule = Derivation(
+        name="numbers",
+        inputs={"user": "int", "item": "int", "pos": "int"},
+        outputs=("user", "item", "pos"),
+        apply=whole,
+    )
+    return _Form(
+        name="sequences",
+        source=ParquetFiles([sequences], derivation=rule),
+        films=Attributes(movies, films, "item"),
+        files=(sequences, movies),
+        time="pos",
+    )
