@@ -193,9 +193,9 @@ def _hashed_place(lookup: VirtualLookup) -> tuple[int, int] | None:
     Ids that keep rows of their own make the share that is hashed unknown, so these have none.
     """
     match lookup.program:
-        case (Hash(num_rows=num_rows, exact=0),):
+        case (Hash(num_rows=num_rows, exact=0, first=None),):
             return 0, num_rows
-        case (Hash(num_rows=num_rows, exact=0), Offset(first=first)):
+        case (Hash(num_rows=num_rows, exact=0, first=None), Offset(first=first)):
             return first, num_rows
     return None
 

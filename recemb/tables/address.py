@@ -51,7 +51,7 @@ def _form(slot: Slot) -> _Form:
     match steps:
         case []:
             return _Linear(base)
-        case [Hash(seed=seed, num_rows=num_rows, exact=0)]:
+        case [Hash(seed=seed, num_rows=num_rows, exact=0, first=None)]:
             return _Hashed(base, seed, num_rows)
     return _General(slot.first_row)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recemb.kernels.hashing import MAX_ROWS, reference
+from recemb.tables.listed import Bucketed, Listed
 
 
 class Buffers(Protocol):
@@ -60,6 +61,8 @@ class Hash:
         seed: 32-bit, from `recemb.ids.hashing.hash_seed`.
         num_rows: rows in all.
         exact: how many rows belong to one id each.
+        first: where the shared rows begin, which end at `num_rows`; None for right behind the
+            exact ones.
 
     Raises:
         ValueError: if a number is out of range.
@@ -68,6 +71,7 @@ class Hash:
     seed: int
     num_rows: int
     exact: int = 0
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_rows <= MAX_ROWS:
@@ -77,20 +81,26 @@ class Hash:
                 f"Hash: exact must leave a row to hash to, so be in [0, {self.num_rows}), "
                 f"got {self.exact}"
             )
+        if self.first is not None and not self.exact <= self.first < self.num_rows:
+            raise ValueError(
+                f"Hash: first must be in [{self.exact}, {self.num_rows}), got {self.first}"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"Hash: seed must be in [0, 2^32), got {self.seed}")
 
     def __str__(self) -> str:
         own = f", first {self.exact} exact" if self.exact else ""
+        own += f", shared from {self.first}" if self.first is not None else ""
         return f"hash({self.seed:#010x}) over {self.num_rows}{own}"
 
     def apply(self, ids: Tensor, buffers: Buffers) -> Tensor:
         """Return the rows (N,)."""
-        shared = reference.hash_rows(ids, self.seed, self.num_rows - self.exact)
+        first = self.exact if self.first is None else self.first
+        shared = reference.hash_rows(ids, self.seed, self.num_rows - first) + first
         if self.exact == 0:
             return shared
         is_exact = (ids >= 0) & (ids < self.exact)
-        return torch.where(is_exact, ids.long(), shared + self.exact)
+        return torch.where(is_exact, ids.long(), shared)
 
     def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
         """Return the number of rows."""
@@ -261,7 +271,7 @@ class Within:
         return max(0, min(ends) - self.first) if ends else None
 
 
-Step = Offset | Hash | Digit | Remap | Bits | Within
+Step = Offset | Hash | Digit | Remap | Bits | Within | Listed | Bucketed
 Program = tuple[Step, ...]
 """Steps in order; none at all is the identity."""
 
@@ -272,6 +282,8 @@ _STEPS: dict[str, type[Step]] = {
     "remap": Remap,
     "bits": Bits,
     "within": Within,
+    "listed": Listed,
+    "bucketed": Bucketed,
 }
 
 

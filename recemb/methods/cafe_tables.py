@@ -1,0 +1,252 @@
+"""CAFE's tables: rows of their own for the ids that matter, which change while tables train.
+
+Shapes: `B` examples, `N` ids, `U` distinct keys, `D` a table's width.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from recemb.methods.cafe_layout import CafeLayout, Field, Pool
+from recemb.methods.hot_sketch import HotSketch, SketchRules, sum_by_key
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.planned import PlannedTables
+from recemb.tables.program import run_program
+from recemb.tables.storage import Storage
+
+Importance = Literal["gradient", "frequency"]
+
+
+class CafeTables(PlannedTables):
+    """Tables of a `CafeLayout` with a sketch for each pool.
+
+    Every backward pass adds the importance of the ids it reached to the sketches: the norm of the
+    gradient of each one's vectors, scaled so that a pass adds as much as it has examples. Rows move
+    in `adapt` alone, to be called after every update, outside of the backward pass. A row that
+    becomes hot begins as the shared one, with its optimizer's state; one that no longer is, is
+    lost, and its id reads its shared row again.
+
+    Args:
+        layout: where rows lie.
+        rules: of each pool's sketch, by its name.
+        importance: "gradient", or "frequency" for how often an id is looked up.
+        optimizer: how rows are updated.
+        seed: of the initial weights.
+        device: where the tables live.
+    """
+
+    def __init__(
+        self,
+        layout: CafeLayout,
+        *,
+        rules: Mapping[str, SketchRules],
+        importance: Importance,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        buffers: dict[str, Tensor] = {}
+        for pool in layout.pools:
+            buffers |= HotSketch.empty(
+                pool.name,
+                num_rows=pool.num_hot,
+                key_dtype=pool.key_dtype,
+                rules=rules[pool.name],
+            )
+        super().__init__(
+            layout.specs,
+            layout.plan(is_served=False),
+            optimizer=optimizer,
+            buffers=buffers,
+            initial=layout.initial(),
+            seed=seed,
+            device=device,
+        )
+        self.layout = layout
+        self.importance: Importance = importance
+        self.sketches = {
+            pool.name: HotSketch(
+                self.plan_buffers,
+                pool.name,
+                num_rows=pool.num_hot,
+                num_marks=pool.num_marks,
+                seed=pool.seed,
+                rules=rules[pool.name],
+            )
+            for pool in layout.pools
+        }
+        self._key_of = {(spec.name, f): key for key, (spec, f) in self.outputs.items()}
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Return one pooled vector per key and example; the backward pass feeds the sketches."""
+        found = super().forward(features)
+        values = found.values()
+        if self.training and values.requires_grad:
+            values.register_hook(lambda grad: self._watch_pooled(features, grad))
+        return found
+
+    def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Return the vectors of all ids, not pooled; the backward pass feeds the sketches."""
+        found = super().sequences(features)
+        for key, vectors in found.items():
+            if self.training and vectors.values().requires_grad:
+                self._watch_sequence(key, features, vectors.values())
+        return found
+
+    @torch.no_grad()
+    def adapt(self) -> None:
+        """Move rows: to the ids that have come to deserve one, from those that no longer do."""
+        for pool in self.layout.pools:
+            sketch = self.sketches[pool.name]
+            sketch.age()
+            slots, keys, targets = sketch.candidates()
+            if slots.numel():
+                self._copy(pool, keys, targets)
+                sketch.give(slots, targets)
+            sketch.mark()
+
+    def storage(self) -> Storage:
+        """Return the bytes of rows and of the lists of ids; training holds the sketches."""
+        found = super().storage()
+        train = dict(found.train)
+        if sketch := train.pop("buffers", 0):
+            train["sketch"] = sketch
+        serve = {"weights": found.serve["weights"]}
+        if index := sum(pool.index_bytes for pool in self.layout.pools):
+            serve["index"] = index
+        return Storage(full_bytes=found.full_bytes, serve=serve, train=train)
+
+    def freeze(self) -> PlannedTables:
+        """Return the same vectors, read through sorted lists of the ids that have rows."""
+        buffers: dict[str, Tensor] = {}
+        initial = {s.name: self.table(s.name).detach() for s in self.layout.whole}
+        for pool in self.layout.pools:
+            sketch = self.sketches[pool.name]
+            keys, rows = sketch.listed()
+            buffers[f"{pool.name}.hot"] = _padded(keys, pool.num_hot)
+            if pool.num_marks:
+                buffers[f"{pool.name}.marked"] = _padded(sketch.marked(), pool.num_marks)
+            for place in range(len(pool.widths)):
+                weight = self.table(pool.table(place)).detach()
+                served = weight.clone()
+                served[: pool.num_hot] = 0
+                served[: rows.numel()] = weight[rows]
+                initial[pool.table(place)] = served
+                if pool.num_second:
+                    initial[pool.second(place)] = self.table(pool.second(place)).detach()
+        tables = PlannedTables(
+            self.specs,
+            self.layout.plan(is_served=True),
+            bounds=self._bounds.policy,
+            buffers=buffers,
+            initial=initial,
+            device=self._device,
+        )
+        return tables.freeze()
+
+    def _copy(self, pool: Pool, keys: Tensor, targets: Tensor) -> None:
+        """Copy what keys (n,) read, and the state of its first row, to hot rows (n,)."""
+        firsts = torch.tensor([field.first_key for field in pool.fields], device=keys.device)
+        which = torch.searchsorted(firsts, keys, right=True) - 1
+        sources, added = torch.empty_like(keys), torch.full_like(keys, -1)
+        for f, field in enumerate(pool.fields):
+            its = which == f
+            ids = keys[its] - field.first_key
+            program = pool.program(field, is_served=False)
+            sources[its] = run_program(program, ids, self.plan_buffers)
+            if pool.num_second:
+                program = pool.second_program(field, is_served=False)
+                added[its] = run_program(program, ids, self.plan_buffers)
+        for place in range(len(pool.widths)):
+            name = pool.table(place)
+            self.engine.store_of(name).copy_rows(name, sources, targets)
+            if pool.num_second:
+                its = added >= 0
+                second = self.table(pool.second(place)).detach()
+                self.table(name).detach()[targets[its]] += second[added[its]]
+
+    def _watch_pooled(self, features: KeyedJaggedTensor, grad: Tensor) -> None:
+        """Add the importance of a batch's ids, given the gradient (B, sum of D) of its vectors."""
+        grads = dict(zip(self.keys, grad.split(list(self.embedding_dims.values()), 1), strict=True))
+        for pool in self.layout.pools:
+            parts = {}
+            for field in pool.fields:
+                if field.specs[0].pooling == "none":
+                    continue
+                for feature in field.specs[0].feature_names:
+                    its = [grads[self._key_of[s.name, feature]] for s in field.specs]
+                    values = _of_bags(features[feature], _norm(its), field)
+                    parts[feature, field.first_key] = values
+            self._insert(pool, parts, grad.shape[0])
+
+    def _watch_sequence(self, key: str, features: KeyedJaggedTensor, vectors: Tensor) -> None:
+        """Have the backward pass through vectors (N, D) of a sequence feed its sketch."""
+        spec, feature = self.outputs[key]
+        for pool in self.layout.pools:
+            for field in pool.fields:
+                if spec in field.specs:
+
+                    def watch(grad: Tensor, pool: Pool = pool, field: Field = field) -> None:
+                        ids = features[feature].values().long()
+                        parts = {key: (ids + field.first_key, _norm([grad]))}
+                        self._insert(pool, _inside(parts, field), features.stride())
+
+                    vectors.register_hook(watch)
+
+    def _insert(
+        self, pool: Pool, parts: Mapping[object, tuple[Tensor, Tensor]], num_examples: int
+    ) -> None:
+        if not parts:
+            return
+        if self.importance == "frequency":
+            parts = {name: (keys, torch.ones_like(v)) for name, (keys, v) in parts.items()}
+        keys, values = sum_by_key(parts)
+        keys, values = keys[values > 0], values[values > 0]
+        total = float(values.sum())
+        if total > 0:
+            self.sketches[pool.name].insert(keys, values * (num_examples / total))
+
+
+def _padded(keys: Tensor, size: int) -> Tensor:
+    """Return sorted keys, filled up to `size` with the largest value of their type."""
+    filler = keys.new_full((size - keys.numel(),), torch.iinfo(keys.dtype).max)
+    return torch.cat([keys, filler])
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    """Return the norms (N,) of the rows of all `grads` (N, D), side by side."""
+    total = sum((g.float().square().sum(dim=1) for g in grads), start=torch.zeros(()))
+    return total.sqrt()
+
+
+def _of_bags(bags: JaggedTensor, norms: Tensor, field: Field) -> tuple[Tensor, Tensor]:
+    """Return the keys (N,) of the ids of bags, and the norms of their own gradients.
+
+    Args:
+        bags: of one feature.
+        norms: (B,) of the gradients of the pooled vectors.
+        field: the feature's.
+    """
+    lengths = bags.lengths().long()
+    if field.specs[0].pooling == "mean":
+        norms = norms / lengths.clamp(min=1)
+    values = norms.repeat_interleave(lengths)
+    weights = bags.weights_or_none()
+    if weights is not None:
+        values = values * weights.abs()
+    keys = bags.values().long() + field.first_key
+    return _inside({"": (keys, values)}, field)[""]
+
+
+def _inside(
+    parts: dict[str, tuple[Tensor, Tensor]], field: Field
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the parts without ids that the field does not have, which `bounds` lets pass."""
+    found = {}
+    for name, (keys, values) in parts.items():
+        is_inside = (keys >= field.first_key) & (keys < field.first_key + field.num_ids)
+        found[name] = (keys[is_inside], values[is_inside])
+    return found
