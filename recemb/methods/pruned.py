@@ -41,7 +41,8 @@ class FixedMask(RowTransform):
 
     Args:
         group: the tables.
-        masks: which values (n, D) of a table stay; all, where a table is not named.
+        masks: which values (n, D) of a table stay, all on one device; all, where a table is not
+            named.
     """
 
     bits: Tensor
@@ -49,11 +50,12 @@ class FixedMask(RowTransform):
     def __init__(self, group: Group, masks: Mapping[str, Tensor]) -> None:
         super().__init__(group)
         parts = []
+        device = next((mask.device for mask in masks.values()), None)
         for table in group.tables:
             mask = masks.get(table.name)
             if mask is None:
-                mask = torch.ones(table.num_rows, table.width, dtype=torch.bool)
-            parts.append(pack_bits(mask.cpu()).view(table.num_rows, -1))
+                mask = torch.ones(table.num_rows, table.width, dtype=torch.bool, device=device)
+            parts.append(pack_bits(mask).view(table.num_rows, -1))
         self.register_buffer("bits", torch.cat(parts))
 
     def forward(self, vectors: Tensor, rows: Tensor, tables: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ class PrunedTables(PlannedTables):
         specs: the tables.
         masks: which values (n, D) of a table stay, for good; None if `transform` decides.
         transform: makes what happens to rows; not together with `masks`.
+        forms: what each table will be in serving, where no values say it: on the meta device.
         initial: how tables are drawn, or what they are.
         optimizer: how rows are updated.
         seed: of the initial weights.
@@ -80,12 +83,14 @@ class PrunedTables(PlannedTables):
         *,
         masks: Mapping[str, Tensor] | None = None,
         transform: TransformFactory | None = None,
+        forms: Mapping[str, SparseForm] | None = None,
         initial: Mapping[str, Initial | Tensor] | None = None,
         optimizer: TableOptimizer | None,
         seed: int,
         device: torch.device,
     ) -> None:
         assert masks is None or transform is None
+        self._forms = forms
 
         def masked(group: Group) -> FixedMask | None:
             its = {t.name: masks[t.name] for t in group.tables if t.name in masks} if masks else {}
@@ -121,8 +126,11 @@ class PrunedTables(PlannedTables):
     def storage(self) -> Storage:
         """Return the bytes of the sparse form in serving, and those of full tables in training."""
         train = super().storage()
-        forms = [form_of(self.served(spec.name)) for spec in self.specs]
-        return Storage(full_bytes=train.full_bytes, serve=serving_parts(forms), train=train.train)
+        forms = self._forms
+        if forms is None or self._device.type != "meta":
+            forms = {spec.name: form_of(self.served(spec.name)) for spec in self.specs}
+        serve = serving_parts(list(forms.values()))
+        return Storage(full_bytes=train.full_bytes, serve=serve, train=train.train)
 
     def freeze(self) -> ComputedTables:  # type: ignore[override]
         """Return the sparse form, which gives bit-equal vectors; tables without zeros stay."""
@@ -197,10 +205,11 @@ class PruningMethod(Method, abc.ABC):
         """
         self.check(specs, budget)
         counts = self._counts(specs, budget)
-        masks = {s.name: _spread(s, counts[s.name]) for s in specs if not _is_whole(s, counts)}
+        pruned = [spec for spec in specs if counts[spec.name] < _size(spec)]
         return PrunedTables(
             specs,
-            masks=masks,
+            masks={spec.name: _spread(spec, counts[spec.name], device) for spec in pruned},
+            forms=_spread_forms(specs, counts),
             initial=self.initial(specs),
             optimizer=optimizer,
             seed=seed,
@@ -273,10 +282,6 @@ def _size(spec: TableSpec) -> int:
     return spec.num_embeddings * spec.embedding_dim
 
 
-def _is_whole(spec: TableSpec, counts: Mapping[str, int]) -> bool:
-    return counts[spec.name] == _size(spec)
-
-
 def _counts_at(specs: Sequence[TableSpec], step: int, steps: int) -> dict[str, int]:
     return {spec.name: max(1, step * _size(spec) // steps) for spec in specs}
 
@@ -294,8 +299,9 @@ def _spread_forms(specs: Sequence[TableSpec], counts: Mapping[str, int]) -> dict
     }
 
 
-def _spread(spec: TableSpec, count: int) -> Tensor:
+def _spread(spec: TableSpec, count: int, device: torch.device | None = None) -> Tensor:
     """Return the mask (n, D) of `count` values at equal distances."""
-    mask = torch.zeros(_size(spec), dtype=torch.bool)
-    mask[torch.arange(count) * _size(spec) // count] = True
+    mask = torch.zeros(_size(spec), dtype=torch.bool, device=device)
+    if not mask.is_meta:
+        mask[torch.arange(count, device=device) * _size(spec) // count] = True
     return mask.view(spec.num_embeddings, spec.embedding_dim)

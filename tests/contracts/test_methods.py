@@ -121,6 +121,11 @@ def test_the_plan_s_bytes_are_those_of_the_tables(name, ratio):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_tables_without_memory_say_the_bytes_of_those_that_have_some(name):
+    assert build(name, device=torch.device("meta")).storage() == build(name).storage()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_training_bytes_are_those_of_the_state(name):
     tables = build(name)
     assert tables.storage().train_bytes == sum(t.nbytes for t in tables.state_dict().values())
