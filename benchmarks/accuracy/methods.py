@@ -1,0 +1,248 @@
+"""Every method at every budget: accuracy, bytes, training speed and lookup latency.
+
+    python benchmarks/accuracy/methods.py --data FOLDER [--study frappe,synthetic] [--seeds 1,2,3]
+
+FOLDER holds `frappe/` as the publisher ships it; the synthetic data are generated. The cells are
+those of `recemb sweep sweep=compression` and `sweep=compression_synthetic`, where the protocol
+stands; one sweep for each seed, --workers of them at a time, each on one thread. What is finished
+in --work is not run again, so that the same command goes on where it was stopped.
+
+Latency is measured after all training, on one thread, nothing else running: a lookup of 4096 test
+examples by the exported tables of the first seed's runs, beside that of the full tables in the same
+round; the median of the rounds' ratios.
+
+Writes benchmarks/results/methods_STUDY.{csv,md}.
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb.checkpoint.export import load
+from recemb.cli.export import export_run
+from recemb.data.prepared import Prepared
+from recemb.tables.tables import Tables
+
+RESULTS = Path(__file__).parent.parent / "results"
+SWEEPS = {"frappe": "compression", "synthetic": "compression_synthetic"}
+TITLES = {"frappe": "Frappe", "synthetic": "generated, Criteo-shaped data"}
+FULL, HASH = "full", "hash"
+BATCH_SIZE, NUM_ROUNDS = 4096, 15
+NOTES: dict[str, dict[str, str]] = {"frappe": {}, "synthetic": {}}
+"""Why a method lies below `hash` at the same budget, by study and method."""
+COLUMNS = (
+    *("method", "budget", "seed", "status", "ratio", "serve_bytes", "train_bytes", "full_bytes"),
+    *("floor_ratio", "val/auc", "test/auc", "test/logloss", "epochs", "training_seconds"),
+    *("samples_per_second", "lookup_ms", "lookup_over_full", "commit", "versions", "cpu", "error"),
+)
+Row = dict[str, str]
+
+
+def sweep(study: str, seed: int, options: argparse.Namespace) -> Path:
+    """Run the cells of a seed; return their folder."""
+    out = options.work / f"{study}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    words = [
+        *(f"sweep={SWEEPS[study]}", f"sweep.seeds=[{seed}]", f"out={out}"),
+        *(f"paths.data={options.data}", f"paths.cache={options.work}/cache-{study}"),
+        "trainer.num_threads=1",
+    ]
+    with (out / "output.txt").open("a") as output:
+        subprocess.run(
+            [sys.executable, "-m", "recemb", "sweep", *words],
+            check=False,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    return out
+
+
+def read_rows(out: Path) -> list[Row]:
+    """Return the rows of a sweep, none if it has written none."""
+    path = out / "rows.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def exported(run: Path) -> Tables:
+    """Return the tables that a run's model is served with."""
+    out = run / "model.recemb"
+    if not out.exists():
+        with initialize_config_module("recemb.conf", version_base="1.3"):
+            config = compose("export", overrides=[f"run='{run}'", f"out='{out}'"])
+        export_run(config)
+    return load(out).tables
+
+
+def latencies(
+    rows: list[Row], out: Path, cache: Path
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return milliseconds of a lookup, and their ratio to full tables, by method and budget."""
+    torch.set_num_threads(1)
+    prepared = Prepared(next(cache.glob("*/manifest.json")).parent)
+    batch = next(iter(prepared.batches("test", batch_size=BATCH_SIZE)))
+    finished = [row for row in rows if row["status"] == "ok"]
+    full = next((row for row in finished if row["method"] == FULL), None)
+    if full is None:
+        return {}
+    reference = exported(out / full["run"])
+    found = {}
+    for row in finished:
+        tables = exported(out / row["run"])
+        times, ratios = [], []
+        for _ in range(NUM_ROUNDS):
+            base, its = (_milliseconds(t, batch.features) for t in (reference, tables))
+            times.append(its)
+            ratios.append(its / base)
+        found[row["method"], row["budget"]] = (statistics.median(times), statistics.median(ratios))
+    return found
+
+
+@torch.no_grad()
+def _milliseconds(tables: Tables, features: KeyedJaggedTensor) -> float:
+    started = time.perf_counter()
+    tables(features)
+    return (time.perf_counter() - started) * 1e3
+
+
+def write(study: str, rows: list[Row]) -> None:
+    """Write the CSV and the Markdown table of all rows."""
+    with (RESULTS / f"methods_{study}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda r: (r["method"], r["budget"], r["seed"])))
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["method"], row["budget"]), []).append(row)
+    budgets = sorted({row["budget"] for row in rows if row["budget"]}, key=float, reverse=True)
+    full = [row for row in cells.get((FULL, ""), []) if row["status"] == "ok"]
+    lines = [
+        f"# All methods on {TITLES[study]}",
+        "",
+        f"Written by `python benchmarks/accuracy/methods.py --study {study}`, whose docstring has "
+        f"the protocol; do not edit. A row per run is in `methods_{study}.csv`. Test AUC, mean ± "
+        "standard deviation (number of seeds), at the same bytes to serve in a column. In brackets "
+        "the realised ratio where it is below nine tenths of the budget. *floor* is the least "
+        "ratio that a method reaches; *failed* a run that ended with an error. Times and samples/s are "
+        "of shared cores, over full tables in the same study.",
+        "",
+        f"Full tables: {_spread(_values(full, 'test/auc'))}.",
+        "",
+        "| method | " + " | ".join(f"{float(b):g}" for b in budgets) + " | train bytes / full's | "
+        "training time / full's | lookup / full's |",
+        "|---|" + "---|" * (len(budgets) + 3),
+    ]
+    names = sorted({row["method"] for row in rows} - {FULL})
+    for name in names:
+        its = [cells.get((name, budget), []) for budget in budgets]
+        lines.append(
+            f"| {name} | " + " | ".join(_cell(c) for c in its) + " | " + _costs(its, full) + " |"
+        )
+    below = _below(cells, names, budgets)
+    lines += ["", "## Below the plain hash", ""]
+    lines += [f"- {what}: {NOTES[study].get(what.split(',')[0], 'no note')}" for what in below]
+    lines += [] if below else ["None at the same budget."]
+    (RESULTS / f"methods_{study}.md").write_text("\n".join(lines) + "\n")
+
+
+def _values(rows: list[Row], column: str) -> list[float]:
+    return [float(row[column]) for row in rows if row.get(column)]
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread} ({len(values)})"
+
+
+def _cell(rows: list[Row]) -> str:
+    done = [row for row in rows if row["status"] == "ok"]
+    if done:
+        ratio, budget = statistics.mean(_values(done, "ratio")), float(done[0]["budget"])
+        note = f" [{ratio:.4f}]" if ratio < 0.9 * budget else ""
+        return _spread(_values(done, "test/auc")) + note
+    floors = [row["floor_ratio"] for row in rows if row["status"] == "infeasible"]
+    return f"floor {float(floors[0]):.4f}" if floors else ("failed" if rows else "")
+
+
+def _costs(cells: list[list[Row]], full: list[Row]) -> str:
+    """Return the cost columns: the medians over all budgets and seeds, over full tables' means."""
+    done = [row for cell in cells for row in cell if row["status"] == "ok"]
+    texts = []
+    for column in ("train_bytes", "training_seconds"):
+        its, base = _values(done, column), _values(full, column)
+        texts.append(
+            f"{statistics.median(its) / statistics.mean(base):.2f}" if its and base else ""
+        )
+    latency = _values(done, "lookup_over_full")
+    texts.append(f"{statistics.median(latency):.2f}" if latency else "")
+    return " | ".join(texts)
+
+
+def _below(
+    cells: dict[tuple[str, str], list[Row]], names: list[str], budgets: list[str]
+) -> list[str]:
+    """Return which method is below the hash, at which budget, and by how much."""
+    found = []
+    for name in names:
+        for budget in budgets:
+            its, base = (
+                _values([r for r in cells.get((n, budget), []) if r["status"] == "ok"], "test/auc")
+                for n in (name, HASH)
+            )
+            if its and base and statistics.mean(its) < statistics.mean(base):
+                gap = statistics.mean(its) - statistics.mean(base)
+                found.append(f"{name}, {float(budget):g}: {gap:+.4f}")
+    return found
+
+
+def run(study: str, options: argparse.Namespace) -> None:
+    """Run the sweeps of a study, measure latencies, and write its tables."""
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if not options.report_only:
+        with ThreadPoolExecutor(options.workers) as pool:
+            list(pool.map(lambda seed: sweep(study, seed, options), seeds))
+    outs = {seed: options.work / f"{study}-{seed}" for seed in seeds}
+    rows = [row for seed in seeds for row in read_rows(outs[seed])]
+    if not options.no_latency:
+        first = read_rows(outs[seeds[0]])
+        timed = latencies(first, outs[seeds[0]], options.work / f"cache-{study}")
+        for row in rows:
+            if (key := (row["method"], row["budget"])) in timed and int(row["seed"]) == seeds[0]:
+                row["lookup_ms"], row["lookup_over_full"] = (f"{t:.4f}" for t in timed[key])
+    write(study, rows)
+    print((RESULTS / f"methods_{study}.md").read_text())
+
+
+def main() -> None:
+    """Run the studies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("outputs/methods"))
+    parser.add_argument("--study", default="frappe,synthetic")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--report-only", action="store_true", help="report what is finished")
+    parser.add_argument("--no-latency", action="store_true", help="leave latencies out")
+    options = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for study in options.study.split(","):
+        run(study, options)
+
+
+if __name__ == "__main__":
+    main()
