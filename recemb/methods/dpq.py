@@ -26,7 +26,8 @@ class DPQ(CodingMethod):
         num_parts: see `CodingMethod`.
         num_centroids: K.
         temperature: of the softmax.
-        batch_norm: whether the scores of a centroid are normalised over the batch.
+        batch_norm: whether the scores of a centroid are normalised over the batch; None for those
+            of SX alone.
         codebook_weight: of VQ's term of the loss.
         init_std: see `CodingMethod`.
 
@@ -41,7 +42,7 @@ class DPQ(CodingMethod):
         num_parts: int = 8,
         num_centroids: int = 32,
         temperature: float = 1.0,
-        batch_norm: bool = True,
+        batch_norm: bool | None = None,
         codebook_weight: float = 1.0,
         init_std: float | None = None,
     ) -> None:

@@ -1,10 +1,12 @@
 """Vectors replaced by centroids while they are trained: differentiable product quantisation.
 
 A query q, which an id has of its own, is cut into P parts; each part takes the centroid of the
-highest score, after batch normalisation of the scores of each centroid:
+highest score:
 
-    VQ:  k_p = argmax_k BN(-||q_p - C_pk||^2),  out = C_pk,        d out / d q_p = 1
-    SX:  k_p = argmax_k BN(<q_p, K_pk>),        out = V_pk,        d out / d q_p that of softmax
+    VQ:  k_p = argmin_k ||q_p - C_pk||,    out = C_pk,   d out / d q_p = 1
+    SX:  k_p = argmax_k BN(<q_p, K_pk>),   out = V_pk,   d out / d q_p that of softmax's mean
+
+where BN is batch normalisation of the scores of each centroid, without scale and shift.
 
 SX has values of its own beside the keys; in VQ keys are values, and follow the queries by a term of
 the loss, the mean of ||C - sg(q)||^2 over the values of a batch.
@@ -14,7 +16,9 @@ Shapes: `N` rows that were read, `P` parts, `K` centroids of a part, `Z` width o
 
 Source: Chen, Li, Sun, "Differentiable Product Quantization for End-to-End Embedding Compression",
 ICML 2020, arXiv 1908.09756, section 3, and the authors' code for batch normalisation and the weight
-of the term. Departures: statistics are those of a centroid of a part, where the authors' code takes
+of the term. Departures: distances of VQ are not normalised unless told so, for a centroid that is
+the nearest by its own deviation from its own mean distance is not the nearest, and queries and
+centroids drift apart. Statistics are those of a centroid of a part, where the authors' code takes
 the k-th centroids of all parts together, which have nothing in common; they begin with those of a
 sample of rows; eps is far below the scores of small vectors.
 """
@@ -48,7 +52,7 @@ class Quantization:
     Attributes:
         variant: "sx" or "vq".
         temperature: what the scores of SX are divided by before the softmax.
-        batch_norm: whether scores are normalised, centroid by centroid.
+        batch_norm: whether scores are normalised, centroid by centroid; None for those of SX alone.
         codebook_weight: of VQ's term of the loss.
 
     Raises:
@@ -57,7 +61,7 @@ class Quantization:
 
     variant: Variant = "vq"
     temperature: float = 1.0
-    batch_norm: bool = True
+    batch_norm: bool | None = None
     codebook_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -68,6 +72,11 @@ class Quantization:
                 "quantization: temperature must be positive and codebook_weight not negative, got "
                 f"{self.temperature} and {self.codebook_weight}"
             )
+
+    @property
+    def is_normalised(self) -> bool:
+        """Return whether scores are normalised."""
+        return self.variant == "sx" if self.batch_norm is None else self.batch_norm
 
 
 @dataclass
@@ -119,7 +128,7 @@ class Quantizer(RowTransform):
             self.register_parameter(f"keys_{place}", nn.Parameter(torch.empty(shape)))
             if quantization.variant == "sx":
                 self.register_parameter(f"values_{place}", nn.Parameter(torch.empty(shape)))
-            if quantization.batch_norm:
+            if quantization.is_normalised:
                 self.register_buffer(f"mean_{place}", torch.zeros(shape[:2]))
                 self.register_buffer(f"variance_{place}", torch.ones(shape[:2]))
             if name in heads:
@@ -177,7 +186,7 @@ class Quantizer(RowTransform):
         rule.fill(self._parameter("keys", place), generator)
         if self.quantization.variant == "sx":
             rule.fill(self._parameter("values", place), generator)
-        if self.quantization.batch_norm:
+        if self.quantization.is_normalised:
             count = min(_SAMPLE, queries.shape[0])
             at = torch.arange(count, device=queries.device) * queries.shape[0] // count
             scores = self._exact_scores(place, self._split(place, queries[at]))
@@ -240,7 +249,7 @@ class Quantizer(RowTransform):
 
     def _normal(self, place: int, scores: Tensor) -> Tensor:
         """Return scores (N, P, K) after batch normalisation in training."""
-        if not self.quantization.batch_norm:
+        if not self.quantization.is_normalised:
             return scores
         if scores.shape[0] < 2:
             return self._normal_of_serving(place, scores)
@@ -257,7 +266,7 @@ class Quantizer(RowTransform):
 
     def _normal_of_serving(self, place: int, scores: Tensor) -> Tensor:
         """Return scores (N, P, K) after batch normalisation by the running statistics."""
-        if not self.quantization.batch_norm:
+        if not self.quantization.is_normalised:
             return scores
         deviation = (self.get_buffer(f"variance_{place}") + _EPS).sqrt()
         return (scores - self.get_buffer(f"mean_{place}")) / deviation
