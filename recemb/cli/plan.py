@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from recemb.cli.failure import USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import prepare_from
-from recemb.cli.train import budget_of, model_class_of
+from recemb.cli.train import budget_of, model_class_of, model_options_of
 from recemb.tables.method import Method, Plan
 from recemb.train.experiment import table_specs
 
@@ -50,7 +50,12 @@ def plan_of(config: DictConfig) -> Plan:
     """
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     prepared = prepare_from(config, overwrite=False)
-    specs = table_specs(model_class_of(config), prepared.schema, embedding_dim=config.embedding_dim)
+    specs = table_specs(
+        model_class_of(config),
+        prepared.schema,
+        embedding_dim=config.embedding_dim,
+        options=model_options_of(config),
+    )
     method = instantiate(config.embedding)
     if not isinstance(method, Method):
         raise ValueError(f"embedding._target_ {config.embedding._target_} is not a recemb Method")

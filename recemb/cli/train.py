@@ -15,7 +15,7 @@ from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import prepare_from
 from recemb.data.prepared import Prepared
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget
 from recemb.train.configuration import claim_folder, config_hash
 from recemb.train.experiment import Experiment, run_experiment
@@ -88,12 +88,11 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
     Raises:
         ValueError: if the model is none, or a constructor refuses its arguments.
     """
-    options = instantiate(config.model, _partial_=True).keywords
     return Experiment(
         prepared=prepared,
         method=instantiate(config.embedding),
         model=model_class_of(config),
-        model_options={str(k): v for k, v in options.items()},
+        model_options=model_options_of(config),
         table_optimizer=instantiate(config.optimizer.tables),
         dense_optimizer=instantiate(config.optimizer.dense),
         settings=instantiate(config.trainer),
@@ -112,19 +111,30 @@ def run_folder(config: DictConfig) -> Path:
     return Path(config.paths.run)
 
 
-def model_class_of(config: DictConfig) -> type[RankingModel]:
-    """Return the configured ranking model.
+def model_class_of(config: DictConfig) -> type[ClickModel]:
+    """Return the configured model.
 
     Raises:
         ValueError: if it is none.
     """
     found = get_class(config.model._target_)
-    if not issubclass(found, RankingModel):
+    if not issubclass(found, ClickModel):
         raise ValueError(
-            f"model._target_ {config.model._target_} is not a RankingModel; subclass "
+            f"model._target_ {config.model._target_} is no model; subclass "
             "recemb.models.ranking_model.RankingModel"
         )
     return found
+
+
+def model_options_of(config: DictConfig) -> dict[str, Any]:
+    """Return the hyper-parameters of the configured model.
+
+    Raises:
+        ValueError: if a constructor refuses its arguments.
+    """
+    options = instantiate(config.model, _partial_=True).keywords
+    plain = {str(k): v for k, v in options.items()}
+    return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in plain.items()}
 
 
 def budget_of(config: DictConfig) -> Budget | None:

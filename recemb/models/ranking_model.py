@@ -4,16 +4,25 @@ Shapes: `B` examples, `F` features, `D` embedding_dim, `W` the sum of all featur
 """
 
 import abc
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
+from recemb.data.batch import Batch
+from recemb.data.schema import Schema
+from recemb.models.click_model import ClickModel
+from recemb.tables.spec import TableSpec
+from recemb.tables.tables import Tables
 
-class RankingModel(nn.Module, abc.ABC):
+
+class RankingModel(ClickModel):
     """Vectors to logits; a subclass's constructor is its YAML plus `num_dense, embedding_dims`.
+
+    Histories are features like others: the mean of their ids' vectors, from the table of the column
+    that they are of.
 
     Class attributes:
         reads_vectors: whether the model reads a vector per feature.
@@ -32,6 +41,46 @@ class RankingModel(nn.Module, abc.ABC):
         super().__init__()
         self.num_dense = num_dense
         self.embedding_dims = tuple(embedding_dims)
+
+    @classmethod
+    def table_specs(
+        cls, schema: Schema, *, embedding_dim: int, options: Mapping[str, Any]
+    ) -> tuple[TableSpec, ...]:
+        """Return one table per feature, then the first-order ones of width 1."""
+        widths = []
+        if cls.reads_vectors:
+            widths.append(("", embedding_dim))
+        if cls.reads_first_order:
+            widths.append((".first_order", 1))
+        histories = {
+            c.name: tuple(h.name for h in schema.histories if h.of == c.name)
+            for c in schema.categorical
+        }
+        return tuple(
+            TableSpec(
+                name=f"{feature.name}{suffix}",
+                num_embeddings=feature.num_embeddings,
+                embedding_dim=width,
+                feature_names=(feature.name, *histories[feature.name]),
+                pooling="mean" if histories[feature.name] else "sum",
+            )
+            for suffix, width in widths
+            for feature in schema.categorical
+        )
+
+    @classmethod
+    def for_tables(cls, schema: Schema, tables: Tables, options: Mapping[str, Any]) -> Self:
+        """Return an untrained model as wide as the tables' vectors."""
+        widths = list(tables.embedding_dims.values())[: len(schema.feature_names)]
+        return cls(num_dense=len(schema.dense), embedding_dims=widths, **options)
+
+    def inputs(self, batch: Batch, tables: Tables) -> tuple[Tensor, Tensor]:
+        """Return the dense columns and the embeddings' values."""
+        return batch.dense, tables(batch.features).values()
+
+    def logits_of(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the logits (B,)."""
+        return self.from_values(*inputs)
 
     @property
     def num_features(self) -> int:

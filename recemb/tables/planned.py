@@ -82,6 +82,9 @@ class PlannedTables(Tables):
         self._output_of = {output.key: output for output in plan.outputs}
         # A plan may give a feature another width than its spec, as Unified Embedding does.
         self.embedding_dims = {o.key: o.embedding_dim for o in plan.outputs if o.key in self.keys}
+        self.sequence_dims = {
+            o.key: o.embedding_dim for o in plan.outputs if o.key in self.sequence_keys
+        }
         self._check_outputs()
         self._bounds = BoundsCheck(bounds)
         self._device = torch.device("cpu" if device is None else device)

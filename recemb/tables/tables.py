@@ -28,6 +28,7 @@ class Tables(nn.Module, abc.ABC):
         keys: keys of the pooled output, in configured order, whatever the input's order.
         sequence_keys: keys of the unpooled output: those of tables with pooling "none".
         embedding_dims: width of each of `keys`, in the same order.
+        sequence_dims: width of each of `sequence_keys`, in the same order.
 
     Raises:
         ValueError: if two tables share a name, or a table names a feature twice.
@@ -40,6 +41,7 @@ class Tables(nn.Module, abc.ABC):
         self.keys = tuple(k for k, (s, _) in self.outputs.items() if s.pooling != "none")
         self.sequence_keys = tuple(k for k in self.outputs if k not in self.keys)
         self.embedding_dims = {k: self.outputs[k][0].embedding_dim for k in self.keys}
+        self.sequence_dims = {k: self.outputs[k][0].embedding_dim for k in self.sequence_keys}
 
     @abc.abstractmethod
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:

@@ -9,7 +9,7 @@ import torch
 
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.data.prepared import Prepared
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, IdCounts, Recipe
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
@@ -28,7 +28,7 @@ _RESULT = "result"
 class FittedModel:
     """The ranking model of the last fit, where that fit ended, and its optimizer's state there."""
 
-    model: RankingModel
+    model: ClickModel
     progress: Progress
     optimizer_state: Mapping[str, Any] | None = None
 
@@ -55,7 +55,7 @@ class TrainingContext:
 
     prepared: Prepared
     specs: Sequence[TableSpec]
-    model_class: type[RankingModel]
+    model_class: type[ClickModel]
     model_options: Mapping[str, Any]
     optimizer: TableOptimizer
     dense_optimizer: DenseOptimizer
@@ -175,12 +175,7 @@ class TrainingContext:
             return ""
         return f"{stage} ({list(self.stages).index(stage) + 1} of {len(self.stages)}), "
 
-    def _build_model(self, tables: Tables) -> RankingModel:
-        """Return a fresh model as wide as the tables' vectors."""
-        num_features = len(self.prepared.schema.categorical)
-        widths = list(tables.embedding_dims.values())
-        return self.model_class(
-            num_dense=len(self.prepared.schema.dense),
-            embedding_dims=widths[:num_features],
-            **self.model_options,
-        ).to(self.device)
+    def _build_model(self, tables: Tables) -> ClickModel:
+        """Return a fresh model for these tables."""
+        model = self.model_class.for_tables(self.prepared.schema, tables, self.model_options)
+        return model.to(self.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recemb.data.batch import Batch
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.tables import Tables
 from recemb.train.metrics import ranking_metrics
 
@@ -35,7 +35,7 @@ class Scored:
 
 
 def score(
-    batches: Iterable[Batch], *, tables: Tables, model: RankingModel, device: torch.device
+    batches: Iterable[Batch], *, tables: Tables, model: ClickModel, device: torch.device
 ) -> Scored:
     """Return the logits of all batches, computed in fp32 and in evaluation mode.
 
@@ -53,7 +53,7 @@ def score(
     with torch.no_grad():
         for batch in batches:
             here = batch.to(device)
-            logits.append(model(here.dense, tables(here.features)).float().cpu())
+            logits.append(model.score(here, tables).float().cpu())
             labels.append(batch.labels)
             if batch.groups is not None:
                 groups.append(batch.groups)

@@ -10,7 +10,7 @@ import torch
 
 from recemb.data.prepared import Prepared
 from recemb.data.schema import Schema
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, Method
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
@@ -30,7 +30,7 @@ class Experiment:
     Attributes:
         prepared: the data.
         method: how the tables are stored and trained.
-        model: class of the ranking model.
+        model: class of the model.
         model_options: its hyper-parameters.
         table_optimizer: how rows are updated.
         dense_optimizer: makes the optimizer of all other parameters.
@@ -43,7 +43,7 @@ class Experiment:
 
     prepared: Prepared
     method: Method
-    model: type[RankingModel]
+    model: type[ClickModel]
     model_options: Mapping[str, Any] = field(default_factory=dict)
     table_optimizer: TableOptimizer = field(default_factory=TableOptimizer)
     dense_optimizer: DenseOptimizer = torch.optim.Adam
@@ -65,35 +65,26 @@ class Trained:
     """
 
     tables: Tables
-    model: RankingModel
+    model: ClickModel
     summary: dict[str, Any]
 
 
 def table_specs(
-    model: type[RankingModel], schema: Schema, *, embedding_dim: int
+    model: type[ClickModel],
+    schema: Schema,
+    *,
+    embedding_dim: int,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[TableSpec, ...]:
-    """Return the tables that a model reads: one per feature, then the first-order ones of width 1.
+    """Return the tables that a model reads.
 
     Args:
         model: says what it reads.
         schema: the features.
-        embedding_dim: width of each feature's vector.
+        embedding_dim: width of vectors.
+        options: the model's hyper-parameters.
     """
-    widths = []
-    if model.reads_vectors:
-        widths.append(("", embedding_dim))
-    if model.reads_first_order:
-        widths.append((".first_order", 1))
-    return tuple(
-        TableSpec(
-            name=f"{feature.name}{suffix}",
-            num_embeddings=feature.num_embeddings,
-            embedding_dim=width,
-            feature_names=(feature.name,),
-        )
-        for suffix, width in widths
-        for feature in schema.categorical
-    )
+    return model.table_specs(schema, embedding_dim=embedding_dim, options=options or {})
 
 
 def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trained:
@@ -136,7 +127,10 @@ def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> Tr
     return TrainingContext(
         prepared=experiment.prepared,
         specs=table_specs(
-            experiment.model, experiment.prepared.schema, embedding_dim=experiment.embedding_dim
+            experiment.model,
+            experiment.prepared.schema,
+            embedding_dim=experiment.embedding_dim,
+            options=experiment.model_options,
         ),
         model_class=experiment.model,
         model_options=experiment.model_options,

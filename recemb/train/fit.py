@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.data.batch import Batch
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.train.evaluation import score
 from recemb.train.fit_plan import FitPlan
 from recemb.train.log import RunLog
@@ -170,18 +170,18 @@ class Fit:
         return total
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean log loss of a batch, a scalar; its backward pass updates the rows."""
+        """Return the model's mean loss of a batch, a scalar; its backward pass updates the rows."""
         return self._batch_loss(batch) / len(batch)
 
     def _batch_loss(self, batch: Batch) -> Tensor:
-        """Return the summed log loss of a batch."""
-        values = self.plan.tables(batch.features).values()
+        """Return the model's summed loss of a batch."""
+        inputs = self.plan.model.inputs(batch, self.plan.tables)
         is_full = len(batch) == self.settings.batch_size
         function = self._compiled if self._compiled is not None and is_full else _loss_sum
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
         ):
-            return function(self.plan.model, batch.dense, values, batch.labels)
+            return function(self.plan.model, inputs, batch.labels)
 
     def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -354,10 +354,9 @@ class Fit:
         self.plan.model.load_state_dict(best["model"])
 
 
-def _loss_sum(model: RankingModel, dense: Tensor, values: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed binary cross-entropy, in fp32 whatever the model computes in."""
-    logits = model.from_values(dense, values).float()
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+def _loss_sum(model: ClickModel, inputs: Any, labels: Tensor) -> Tensor:
+    """Return what the model's training minimises, summed over a batch."""
+    return model.loss_sum(inputs, labels)
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from recemb.data.prepared import Prepared
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.method import Recipe
 from recemb.tables.tables import Tables
 from recemb.train.settings import TrainerSettings
@@ -38,7 +38,7 @@ class FitPlan:
 
     prepared: Prepared
     tables: Tables
-    model: RankingModel
+    model: ClickModel
     dense_optimizer: DenseOptimizer
     table_learning_rate: float
     settings: TrainerSettings
