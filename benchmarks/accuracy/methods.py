@@ -136,8 +136,8 @@ def write(study: str, rows: list[Row]) -> None:
         f"the protocol; do not edit. A row per run is in `methods_{study}.csv`. Test AUC, mean ± "
         "standard deviation (number of seeds), at the same bytes to serve in a column. In brackets "
         "the realised ratio where it is below nine tenths of the budget. *floor* is the least "
-        "ratio that a method reaches; *failed* a run that ended with an error. Times and samples/s are "
-        "of shared cores, over full tables in the same study.",
+        "ratio that a method reaches; *failed* a run that ended with an error. Training times were "
+        "taken on shared cores.",
         "",
         f"Full tables: {_spread(_values(full, 'test/auc'))}.",
         "",
