@@ -1,4 +1,4 @@
-"""What holds for every model: the tests run over every file of conf/model."""
+"""What holds for every flat model: the tests run over those of conf/model."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,11 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recemb.models.ranking_model import RankingModel
 
-CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+CONFIGS = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+    if issubclass(get_class(OmegaConf.load(path)["_target_"]), RankingModel)
+]
 RUNTIME_ARGUMENTS = {"num_dense", "embedding_dims"}
 MULTIPLYING = {"fm", "deepfm", "ipnn", "dlrm", "xdeepfm", "autoint"}
 NEEDS_TWO_COLUMNS = {"fm", "autoint", "dlrm"}

@@ -1,0 +1,1 @@
+"""Models of long behaviour sequences: search, attention, aggregation."""

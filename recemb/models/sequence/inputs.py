@@ -1,0 +1,100 @@
+"""What sequence models compute with: vectors of a batch, histories padded to one length.
+
+Shapes: `B` examples, `L` places in a history, `D` width of a part, `C` width of the context.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recemb.data.batch import Batch
+from recemb.models.sequence.part import Part, RoleKeys
+from recemb.tables.tables import Tables
+
+
+class SequenceInputs(NamedTuple):
+    """A batch, looked up.
+
+    Attributes:
+        context: (B, C) dense columns, and the vectors of the features without a history.
+        lengths: (B,) behaviours of each history.
+        vectors: by key: (B, L, D) of histories, the oldest behaviour first and zeros behind the
+            last; (B, D) of targets.
+    """
+
+    context: Tensor
+    lengths: Tensor
+    vectors: Mapping[str, Tensor]
+
+    @property
+    def is_valid(self) -> Tensor:
+        """Return which places (B, L) hold a behaviour."""
+        size = next(v.shape[1] for v in self.vectors.values() if v.dim() == 3)
+        return torch.arange(size, device=self.lengths.device) < self.lengths.unsqueeze(1)
+
+    def history(self, keys: Sequence[RoleKeys]) -> Tensor:
+        """Return the behaviours' vectors of some parts side by side, (B, L, sum of D)."""
+        return _joined([self.vectors[k.history] for k in keys])
+
+    def target(self, keys: Sequence[RoleKeys]) -> Tensor:
+        """Return the target's vectors of some parts side by side, (B, sum of D)."""
+        return _joined([self.vectors[k.target] for k in keys])
+
+
+def look_up(batch: Batch, tables: Tables, parts: Sequence[Part]) -> SequenceInputs:
+    """Return the vectors of a batch.
+
+    Args:
+        batch: the batch.
+        tables: made for the parts.
+        parts: what behaviours consist of.
+    """
+    found = tables.sequences(batch.features)
+    lengths = batch.features[parts[0].history].lengths()
+    padding = Padding(lengths)
+    histories = {keys.history for part in parts for keys in (part.attention, part.representation)}
+    context = batch.dense
+    if tables.keys:
+        context = torch.cat([context, tables(batch.features).values()], dim=1)
+    return SequenceInputs(
+        context=context,
+        lengths=lengths,
+        vectors={
+            key: padding.pad(jagged.values()) if key in histories else jagged.values()
+            for key, jagged in found.items()
+        },
+    )
+
+
+class Padding:
+    """From histories one after the other to a block of them, padded behind.
+
+    Args:
+        lengths: (B,) behaviours of each history.
+
+    Attributes:
+        size: L, at least 1.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self._num = lengths.numel()
+        longest = int(lengths.max()) if self._num else 0
+        self.size = max(1, longest)
+        self._places: Tensor | None = None
+        if self._num and (longest == 0 or int(lengths.min()) < longest):
+            is_valid = torch.arange(self.size, device=lengths.device) < lengths.unsqueeze(1)
+            self._places = is_valid.view(-1).nonzero().view(-1)
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Return the block (B, L, ...) of `values` (N, ...), zeros where there is nothing."""
+        shape = values.shape[1:]
+        if self._places is None:
+            return values.view(self._num, self.size, *shape)
+        block = values.new_zeros(self._num * self.size, *shape)
+        return block.index_copy(0, self._places, values).view(self._num, self.size, *shape)
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=-1)

@@ -1,0 +1,54 @@
+"""The search stage: which behaviours are most like the target.
+
+Shapes: `B` examples, `L` places in a history, `K` retrieved.
+"""
+
+import torch
+from torch import Tensor
+
+_INT32_SIGN = 2**31
+
+
+def top_k(scores: Tensor, is_valid: Tensor, k: int) -> Tensor:
+    """Return which places (B, L) bool hold the K greatest scores; fewer where fewer are valid.
+
+    Of equal scores the lower place wins, on every device, so that the result is a function of the
+    scores alone. Padding is never among them. There is no gradient through the selection.
+
+    Args:
+        scores: (B, L) float32, no NaN.
+        is_valid: (B, L) which places hold a behaviour.
+        k: K, at least 1; may exceed L.
+    """
+    size = scores.shape[1]
+    if k >= size:
+        return is_valid
+    # No two keys are equal, so nothing is left to topk's own order.
+    keys = torch.where(is_valid, _ordered(scores.detach()), torch.iinfo(torch.int64).min)
+    chosen = torch.zeros_like(is_valid).scatter_(1, keys.topk(k, sorted=False).indices, True)
+    return chosen & is_valid
+
+
+def places_of(chosen: Tensor, k: int) -> Tensor:
+    """Return the places (B, min(K, L)) of a selection, ascending, then L - 1 where there is none.
+
+    Args:
+        chosen: (B, L) bool, at most K in each row.
+        k: K.
+    """
+    size = chosen.shape[1]
+    # Descending distances from the end, those of what is not chosen last.
+    rank = torch.where(chosen, size - torch.arange(size, device=chosen.device), 0)
+    return size - rank.topk(min(k, size)).values.clamp(min=1)
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """Return distinct integers (B, L) in the order of the scores, lower places first.
+
+    The bits of a float, the lower ones inverted if it is negative, are integers in the order of the
+    floats.
+    """
+    bits = (scores.float() + 0.0).contiguous().view(torch.int32).long()
+    bits = torch.where(bits < 0, bits.bitwise_xor(_INT32_SIGN - 1), bits)
+    size = scores.shape[1]
+    return bits * size + (size - 1 - torch.arange(size, device=scores.device))

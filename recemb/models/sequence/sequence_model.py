@@ -1,0 +1,168 @@
+"""What models of behaviour sequences share: from attention weights to the logit and the loss.
+
+    h = sum over behaviours of  w_i e_i        features = [v ; h ; v * h ; context]
+
+Shapes: `B` examples, `L` places in a history, `D` width of all parts' representations side by side,
+`C` width of the context.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from recemb.data.batch import Batch
+from recemb.data.schema import Schema
+from recemb.models.click_model import ClickModel, log_loss_sum
+from recemb.models.sequence.attention import dot_scores, masked_softmax
+from recemb.models.sequence.head import Head, draw_all, squared_norm
+from recemb.models.sequence.inputs import SequenceInputs, look_up
+from recemb.models.sequence.part import Part, Sharing, parts_of, sequence_specs
+from recemb.models.sequence.search import top_k
+from recemb.tables.spec import TableSpec
+from recemb.tables.tables import Tables
+
+
+class Weights(NamedTuple):
+    """What behaviours count.
+
+    Attributes:
+        retrieved: (B, L) of the behaviours that the search found, 0 for the others.
+        full: (B, L) of all behaviours, for the auxiliary loss.
+    """
+
+    retrieved: Tensor
+    full: Tensor
+
+
+class SequenceModel(ClickModel):
+    """A target, and the behaviours before it, to a logit.
+
+    Class attributes:
+        sharing: which roles and sides share a table, see `recemb.models.sequence.part`.
+
+    Args:
+        parts: what behaviours consist of, and where their vectors are.
+        context_width: C, of dense columns and features without a history.
+        hidden_units: of the head.
+        auxiliary_units: of a second head, which reads the attention over the whole history and adds
+            its log loss in training, so that behaviours that were not found get gradients, too;
+            None for no such loss.
+        target_aware: whether v * h is among the features.
+        l2: added to an example's loss: this times the sum of squares of all parameters that are no
+            bias; tables are not among them.
+        init_std: every such parameter is drawn from N(0, init_std); None draws the heads' as `Head`
+            says.
+
+    Source: Feng et al., "Long-Sequence Recommendation Models Need Decoupled Embeddings", ICLR 2025,
+    section 4; auxiliary loss, l2 and init_std from its released code.
+    """
+
+    sharing: ClassVar[Sharing]
+
+    def __init__(
+        self,
+        *,
+        parts: Sequence[Part],
+        context_width: int,
+        hidden_units: Sequence[int],
+        auxiliary_units: Sequence[int] | None,
+        target_aware: bool,
+        l2: float,
+        init_std: float | None,
+    ) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.context_width = context_width
+        self.target_aware = target_aware
+        self.l2 = l2
+        self.init_std = init_std
+        dim = sum(p.representation.dim for p in self.parts)
+        self.features_width = dim * (3 if target_aware else 2) + context_width
+        self.head = Head(self.features_width, hidden_units)
+        self.auxiliary_head = None
+        if auxiliary_units is not None:
+            self.auxiliary_head = Head(self.features_width, auxiliary_units)
+        if init_std is not None:
+            draw_all(self, init_std)
+
+    @abc.abstractmethod
+    def weights(self, inputs: SequenceInputs) -> Weights:
+        """Return what behaviours count."""
+
+    @classmethod
+    def table_specs(
+        cls, schema: Schema, *, embedding_dim: int, options: Mapping[str, Any]
+    ) -> tuple[TableSpec, ...]:
+        """Return the tables of behaviours and targets, and those of the other features."""
+        return sequence_specs(
+            schema,
+            sharing=cls.sharing,
+            embedding_dim=embedding_dim,
+            attention_dim=options.get("attention_dim"),
+            representation_dim=options.get("representation_dim"),
+        )
+
+    @classmethod
+    def for_tables(cls, schema: Schema, tables: Tables, options: Mapping[str, Any]) -> Self:
+        """Return an untrained model for these tables."""
+        width = len(schema.dense) + sum(tables.embedding_dims.values())
+        return cls(parts=parts_of(schema, tables), context_width=width, **options)
+
+    def inputs(self, batch: Batch, tables: Tables) -> SequenceInputs:
+        """Return the vectors of a batch."""
+        return look_up(batch, tables, self.parts)
+
+    def representations(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
+        """Return what is summed, (B, L, D), and the target's, (B, D)."""
+        keys = [p.representation for p in self.parts]
+        return inputs.history(keys), inputs.target(keys)
+
+    def features(self, sums: Tensor, target: Tensor, context: Tensor) -> Tensor:
+        """Return what the heads read.
+
+        Args:
+            sums: (B, D), h.
+            target: (B, D), v.
+            context: (B, C).
+        """
+        blocks = [target, sums]
+        if self.target_aware:
+            blocks.append(target * sums)
+        return torch.cat([*blocks, context], dim=1)
+
+    def logits_of(self, inputs: SequenceInputs) -> Tensor:
+        """Return the logits (B,)."""
+        history, target = self.representations(inputs)
+        weights = self.weights(inputs).retrieved.to(history.dtype)
+        sums = torch.bmm(weights.unsqueeze(1), history).squeeze(1)
+        logits: Tensor = self.head(self.features(sums, target, inputs.context))
+        return logits
+
+    def loss_sum(self, inputs: SequenceInputs, labels: Tensor) -> Tensor:
+        """Return the summed log loss of both heads, and the penalty of the parameters."""
+        history, target = self.representations(inputs)
+        found = self.weights(inputs)
+        heads = [(self.head, found.retrieved)]
+        if self.auxiliary_head is not None:
+            heads.append((self.auxiliary_head, found.full))
+        # One product for both: the history is read once, and its gradient written once.
+        weights = torch.stack([weights for _, weights in heads], dim=1).to(history.dtype)
+        sums = torch.bmm(weights, history).unbind(1)
+        loss = labels.new_zeros(())
+        for (head, _), its in zip(heads, sums, strict=True):
+            loss = loss + log_loss_sum(head(self.features(its, target, inputs.context)), labels)
+        if self.l2:
+            loss = loss + len(labels) * self.l2 * squared_norm(self)
+        return loss
+
+
+def searched(inputs: SequenceInputs, parts: Sequence[Part], k: int) -> Weights:
+    """Return the softmax over the K behaviours most like the target, and over all."""
+    scores, is_valid = dot_scores(inputs, parts), inputs.is_valid
+    return Weights(
+        retrieved=masked_softmax(scores, top_k(scores, is_valid, k)),
+        full=masked_softmax(scores, is_valid),
+    )
