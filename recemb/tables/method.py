@@ -3,6 +3,7 @@
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -141,6 +142,13 @@ class Updates(Protocol):
         """Return the mean log loss of a batch, a scalar; its backward pass updates the rows.
 
         Within `tables.hold_rows()` it does not, whatever else requires grad.
+        """
+        ...
+
+    def hold_model(self) -> AbstractContextManager[None]:
+        """Within this context losses leave no trace in the model: its running statistics stay.
+
+        For second passes over a batch.
         """
         ...
 

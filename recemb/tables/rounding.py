@@ -9,6 +9,7 @@ Shapes: `U` rows, `D` their width.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,23 @@ from recemb.kernels.compiled import compile_for_cpu
 
 COMPILE_FROM = 1 << 18
 """Values from which a block is rounded by compiled code: below, it takes some milliseconds."""
+
+
+class RowRounding(Protocol):
+    """How float32 values become those of a table, and back."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of the random bits."""
+        ...
+
+    def widen(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Return what the table's values (U, D), as float32, of `rows` (U,) stand for."""
+        ...
+
+    def apply(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Return `values` (U, D), float32, in the table's type; `rows` (U,) are theirs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +50,7 @@ class Rounding:
     dtype: torch.dtype
     seed: int
 
-    def widen(self, values: Tensor) -> Tensor:
+    def widen(self, values: Tensor, rows: Tensor) -> Tensor:
         """Return what the table's values (U, D), as float32, stand for: themselves."""
         return values
 
@@ -71,7 +89,7 @@ class Grid:
     step: float
     seed: int
 
-    def widen(self, values: Tensor) -> Tensor:
+    def widen(self, values: Tensor, rows: Tensor) -> Tensor:
         """Return what the table's integers (U, D), as float32, stand for."""
         return values * self.step
 
@@ -82,12 +100,24 @@ class Grid:
             values: float32.
             rows: (U,) which rows of the buffer they are.
         """
-        columns = torch.arange(values.shape[1], device=rows.device)
-        elements = rows.long().unsqueeze(1) * values.shape[1] + columns
-        bits = random_bits(torch.tensor(self.seed, device=values.device), elements)
-        chance = (bits & _CHANCE_MASK).float() / (_CHANCE_MASK + 1)
         limits = torch.iinfo(self.dtype)
-        return torch.floor(values / self.step + chance).clamp(limits.min, limits.max).to(self.dtype)
+        units = round_to_integers(values / self.step, rows, self.seed)
+        return units.clamp_(limits.min, limits.max).to(self.dtype)
+
+
+def round_to_integers(values: Tensor, rows: Tensor, seed: int) -> Tensor:
+    """Return floor(value + u) as floats, u uniform in [0, 1): the value itself on average.
+
+    Args:
+        values: (U, D) float32.
+        rows: (U,) which rows of the buffer they are.
+        seed: of the random bits, 32-bit, different at every step.
+    """
+    columns = torch.arange(values.shape[1], device=rows.device)
+    elements = rows.long().unsqueeze(1) * values.shape[1] + columns
+    bits = random_bits(torch.tensor(seed, device=values.device), elements)
+    chance = (bits & _CHANCE_MASK).float() / (_CHANCE_MASK + 1)
+    return torch.floor(values + chance)
 
 
 _CHANCE_MASK = (1 << 24) - 1

@@ -3,7 +3,7 @@
 Shapes: `R` rows of the buffer, `D` its width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from recemb.tables.formula import STATE_PARTS, counts_steps
 from recemb.tables.layout import Group
 from recemb.tables.memory import allocate
 from recemb.tables.optimizer import TableOptimizer
-from recemb.tables.rounding import Grid, Rounding
+from recemb.tables.rounding import Grid, Rounding, RowRounding
 
 
 class GroupStore(nn.Module):
@@ -29,6 +29,7 @@ class GroupStore(nn.Module):
             values are integers, which nothing trains.
         step: number of updates so far.
         weight: (R, D) of the group's dtype; a parameter without an optimizer, else a buffer.
+        make_rounding: makes, of a step's seed, a method's own way to round; None for the usual one.
 
     Args:
         group: the tables.
@@ -46,6 +47,7 @@ class GroupStore(nn.Module):
         self.group = group
         self.optimizer = optimizer if is_trained else None
         self.step = 0
+        self.make_rounding: Callable[[int], RowRounding] | None = None
         self.dtype: torch.dtype = getattr(torch, group.dtype)
         shape = (group.num_rows, group.width)
         weight = allocate(shape, device, self.dtype)
@@ -98,11 +100,13 @@ class GroupStore(nn.Module):
         return {name: self.get_buffer(name) for name, _ in STATE_PARTS[self.optimizer.kind]}
 
     @property
-    def rounding(self) -> Rounding | Grid | None:
+    def rounding(self) -> RowRounding | None:
         """Return how this step's values become the table's type; None if that is float32."""
         if self.dtype == torch.float32:
             return None
         seed = hash_seed(self.step, self.group.name)
+        if self.make_rounding is not None:
+            return self.make_rounding(seed)
         if self.group.step is not None:
             return Grid(dtype=self.dtype, step=self.group.step, seed=seed)
         return Rounding(dtype=self.dtype, seed=seed)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from recemb.tables.formula import Formula
 from recemb.tables.gather import gather_rows, write_rows
-from recemb.tables.rounding import Grid, Rounding
+from recemb.tables.rounding import RowRounding
 
 _CHUNK_VALUES = 1 << 20
 """Values of a chunk of distinct rows: 4 MB per temporary. Measured at 50k rows of 16 values: chunks
@@ -93,7 +93,7 @@ def update_touched(
     touched: Touched,
     grad: Tensor,
     formula: Formula,
-    rounding: Rounding | Grid | None = None,
+    rounding: RowRounding | None = None,
 ) -> None:
     """Apply `formula` once to each touched row of `weight` (R, D) and `state`, in place.
 
@@ -112,7 +112,7 @@ def update_touched(
         rows = touched.rows[first:last]
         block = gather_rows(weight, rows)
         if rounding is not None:
-            block = rounding.widen(block)
+            block = rounding.widen(block, rows)
         parts = {name: gather_rows(part, rows) for name, part in state.items()}
         formula.apply(block, touched.gradient(grad, first, last), parts)
         write_rows(weight, rows, block if rounding is None else rounding.apply(block, rows))
@@ -126,7 +126,7 @@ def update_all(
     touched: Touched,
     grad: Tensor,
     formula: Formula,
-    rounding: Rounding | Grid | None = None,
+    rounding: RowRounding | None = None,
 ) -> None:
     """Apply `formula` to every row of `weight` (R, D) and `state`, in place; g = 0 if untouched.
 
@@ -143,7 +143,7 @@ def update_all(
         if rounding is None:
             formula.apply(weight[begin:end], dense, parts)
             continue
-        block = rounding.widen(weight[begin:end].float())
-        formula.apply(block, dense, parts)
         every = torch.arange(begin, end, device=weight.device)
+        block = rounding.widen(weight[begin:end].float(), every)
+        formula.apply(block, dense, parts)
         weight[begin:end] = rounding.apply(block, every)

@@ -173,6 +173,16 @@ class Fit:
         """Return the model's mean loss of a batch, a scalar; its backward pass updates the rows."""
         return self._batch_loss(batch) / len(batch)
 
+    @contextlib.contextmanager
+    def hold_model(self) -> Iterator[None]:
+        """Within this context losses leave no trace in the model: its running statistics stay."""
+        held = [(buffer, buffer.clone()) for buffer in self.plan.model.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, before in held:
+                buffer.copy_(before)
+
     def _batch_loss(self, batch: Batch) -> Tensor:
         """Return the model's summed loss of a batch."""
         inputs = self.plan.model.inputs(batch, self.plan.tables)
