@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recemb.kernels.hashing import MAX_ROWS, reference
+from recemb.tables.blocked import Blocked
 from recemb.tables.listed import Bucketed, Listed
 
 
@@ -271,7 +272,7 @@ class Within:
         return max(0, min(ends) - self.first) if ends else None
 
 
-Step = Offset | Hash | Digit | Remap | Bits | Within | Listed | Bucketed
+Step = Offset | Hash | Digit | Remap | Bits | Within | Listed | Bucketed | Blocked
 Program = tuple[Step, ...]
 """Steps in order; none at all is the identity."""
 
@@ -284,6 +285,7 @@ _STEPS: dict[str, type[Step]] = {
     "within": Within,
     "listed": Listed,
     "bucketed": Bucketed,
+    "blocked": Blocked,
 }
 
 

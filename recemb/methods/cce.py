@@ -1,0 +1,192 @@
+"""CCE, clustered compositional embeddings: hashing that learns which ids to put together.
+
+    e(i) = [T_1[k_1(i)] + H_1[h_1(i)], .., T_c[k_c(i)] + H_c[h_c(i)]]
+
+Codes k and hashes h are random at first. Now and then, in training, the chunks of all ids are
+clustered: T becomes the centroids and k what is nearest, h is drawn anew, and H becomes the mean of
+what is left of the ids of each bucket.
+
+Source: Tsang and Ahle, "Clustering the Sketch: Dynamic Compression for Embedding Tables", NeurIPS
+2023, arXiv 2210.05974, and the authors' code for the settings. Departures: codes count, at
+ceil(log2 r) bits, and so cost bytes for each id; a bucket without ids has the row 0, where the
+authors' code divides 0 by 0; one new hash for all ids, where their code draws one for each batch of
+ids; clusterings are spread over the first part of training by updates, not by epochs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from recemb.data.batch import Batch
+from recemb.methods.cce_tables import CCETables, Clustering, serving_parts
+from recemb.methods.code_sums import SumForm
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Step, Updates
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.spec import TableSpec, refuse_any_id
+
+_STEPS = 1 << 16
+_LEAST_ENTRIES = 2
+
+
+class CCE(Method):
+    """Rows in proportion to ids, as many as the budget holds beside the codes.
+
+    A table that codes and rows make no smaller stays as it is. Training holds the codes as int32, 4
+    bytes for each chunk of each id. A clustering costs k-means of at most `samples_per_centroid` r
+    points and r centroids, which grows with the square of r.
+
+    Args:
+        num_chunks: c, or the next smaller number that divides a table's width.
+        num_clusterings: how many.
+        until: the part of training after which there are no more.
+        samples_per_centroid: points that k-means sees, for each centroid, at most.
+        iterations: of k-means, at most.
+        without_budget: rows of T and H, each, for an id, where there is no budget.
+        init_std: of the vectors; None for the uniform distribution of DLRM.
+        hash_seed: of the hash functions.
+
+    Raises:
+        ValueError: on a number outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_chunks: int = 4,
+        num_clusterings: int = 7,
+        until: float = 0.75,
+        samples_per_centroid: int = 200,
+        iterations: int = 100,
+        without_budget: float = 0.05,
+        init_std: float | None = None,
+        hash_seed: int = 0,
+    ) -> None:
+        if min(num_chunks, samples_per_centroid, iterations) < 1 or num_clusterings < 0:
+            raise ValueError(
+                "CCE: num_chunks, samples_per_centroid and iterations must be at least 1 and "
+                f"num_clusterings not negative, got {num_chunks}, {samples_per_centroid}, "
+                f"{iterations} and {num_clusterings}"
+            )
+        if not 0 < until <= 1 or not 0 < without_budget <= 1:
+            raise ValueError(
+                f"CCE: until and without_budget must be in (0, 1], got {until} and {without_budget}"
+            )
+        self.num_chunks = num_chunks
+        self.num_clusterings = num_clusterings
+        self.until = until
+        self.clustering = Clustering(
+            samples_per_centroid=samples_per_centroid, iterations=iterations
+        )
+        self.without_budget = without_budget
+        self.init_std = init_std
+        self.hash_seed = hash_seed
+
+    def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
+        """Return what `build` would make, allocating no table; see `Method`."""
+        refuse_any_id(specs, type(self).__name__)
+        forms = self.forms(specs, budget)
+        storage = self._tables(specs, forms, None, 0, torch.device("meta")).storage()
+        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
+        parameters = {"rows": {name: form.num_entries for name, form in forms.items()}}
+        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+
+    def build(
+        self,
+        specs: Sequence[TableSpec],
+        stats: IdCounts,
+        budget: Budget | None,
+        *,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> CCETables:
+        """Return untrained tables within `budget`; see `Method`.
+
+        Raises:
+            ValueError: if the budget is below the smallest size that the method has.
+        """
+        refuse_any_id(specs, type(self).__name__)
+        forms = self.forms(specs, budget)
+        least = sum(serving_parts(specs, forms).values())
+        if budget is not None and least > budget.allowed_bytes(specs):
+            full = sum(spec.full_bytes for spec in specs)
+            raise ValueError(
+                f"CCE: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least is "
+                f"{least:,} (ratio {least / full:.5f}); raise the budget"
+            )
+        return self._tables(specs, forms, optimizer, seed, device)
+
+    def run(self, ctx: Context) -> CCETables:
+        """Return trained tables."""
+        tables = self.build(
+            ctx.specs,
+            ctx.id_counts,
+            ctx.budget,
+            optimizer=ctx.optimizer,
+            seed=ctx.seed,
+            device=ctx.device,
+        )
+        ctx.fit(tables, stage="train", recipe=Recipe(step=self._step(tables)))
+        return tables
+
+    def due(self, total_steps: int) -> set[int]:
+        """Return after which numbers of updates rows are clustered."""
+        last = self.until * total_steps
+        return {
+            round(last * (k + 1) / self.num_clusterings) for k in range(self.num_clusterings)
+        } - {0, total_steps}
+
+    def forms(self, specs: Sequence[TableSpec], budget: Budget | None) -> dict[str, SumForm]:
+        """Return the forms of the tables that are coded: the largest within the budget."""
+        if budget is None:
+            return self._forms(specs, int(self.without_budget * _STEPS))
+        allowed = budget.allowed_bytes(specs)
+        low, high = 0, _STEPS
+        while low < high:
+            middle = (low + high + 1) // 2
+            if sum(serving_parts(specs, self._forms(specs, middle)).values()) <= allowed:
+                low = middle
+            else:
+                high = middle - 1
+        return self._forms(specs, low)
+
+    def _forms(self, specs: Sequence[TableSpec], size: int) -> dict[str, SumForm]:
+        found = {}
+        for spec in specs:
+            width = spec.embedding_dim
+            chunks = max(k for k in range(1, width + 1) if width % k == 0 and k <= self.num_chunks)
+            form = SumForm(
+                num_rows=spec.num_embeddings,
+                width=width,
+                num_chunks=chunks,
+                num_entries=max(_LEAST_ENTRIES, spec.num_embeddings * size // _STEPS),
+            )
+            if form.num_bytes < spec.full_bytes:
+                found[spec.name] = form
+        return found
+
+    def _step(self, tables: CCETables) -> Step:
+        def step(updates: Updates, batches: Sequence[Batch]) -> float:
+            if updates.step in self.due(updates.total_steps):
+                tables.cluster(self.clustering)
+            return updates.update(batches)
+
+        return step
+
+    def _tables(
+        self,
+        specs: Sequence[TableSpec],
+        forms: dict[str, SumForm],
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> CCETables:
+        return CCETables(
+            specs,
+            forms=forms,
+            init_std=self.init_std,
+            hash_seed=self.hash_seed,
+            optimizer=optimizer,
+            seed=seed,
+            device=device,
+        )

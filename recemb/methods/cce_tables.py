@@ -1,0 +1,399 @@
+"""The tables of CCE while they train: codes that move when their rows are clustered.
+
+Shapes: `N` ids, `n` rows of a table, `D` its width, `c` chunks of them, `Z` = D / c; `r` centroids
+of a chunk, and as many hashed rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from recemb.ids.hashing import hash_seed as seed_of
+from recemb.kernels.hashing import reference
+from recemb.methods.clustering import k_means, means, nearest
+from recemb.methods.code_sums import CodeSums, SumForm
+from recemb.tables.blueprint import Blueprint
+from recemb.tables.computed import ComputedTables
+from recemb.tables.full import full_plan
+from recemb.tables.initial import Initial
+from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.planned import PlannedTables
+from recemb.tables.program import Hash, Offset, Remap
+from recemb.tables.row_source import merge_bytes
+from recemb.tables.spec import TableSpec, output_keys
+from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
+
+_CENTROIDS, _HASHED = "centroids", "hashed"
+_PLANNED, _ROUND = "planned.", "clusterings"
+_MOST_CHUNKS = 1 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """How rows are clustered.
+
+    Attributes:
+        samples_per_centroid: ids whose chunks k-means sees, for each centroid, at most.
+        iterations: of k-means, at most.
+    """
+
+    samples_per_centroid: int = 200
+    iterations: int = 100
+
+
+class CCETables(Tables):
+    """Chunks that are the sum of a row that a code names and of a hashed row.
+
+    The two terms are outputs of their own of planned tables, which train row by row as all do, and
+    are added after pooling. A clustering makes new planned tables, for hashes change, so that the
+    optimizer's state begins anew.
+
+    Attributes:
+        forms: of the tables that are coded, by name; the others are plain.
+        planned: the rows.
+
+    Args:
+        specs: the tables.
+        forms: see above.
+        init_std: of the vectors; None for the uniform distribution of DLRM.
+        hash_seed: of the hash functions.
+        optimizer: how rows are updated.
+        seed: of the initial weights.
+        device: where the tables live.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        forms: Mapping[str, SumForm],
+        init_std: float | None,
+        hash_seed: int,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(specs)
+        self.forms = dict(forms)
+        self.optimizer = optimizer
+        self._hash_seed, self._seed, self._device = hash_seed, seed, device
+        self._round = 0
+        self._learning_rate: float | None = None
+        self._inner_specs = _inner_specs(specs, forms)
+        keys = {(s.name, f): key for key, (s, f) in output_keys(self._inner_specs).items()}
+        self._terms = {
+            key: [keys[name, feature] for name in _terms_of(spec, forms)]
+            for key, (spec, feature) in self.outputs.items()
+        }
+        codes = {name: self._first_codes(name) for name in forms}
+        self.planned = self._planned(codes, _rules(specs, forms, init_std))
+        self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
+
+    @property
+    def num_clusterings(self) -> int:
+        """Return how often rows were clustered."""
+        return self._round
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Return one pooled vector per key and example, contiguous (B, sum of D).
+
+        Raises:
+            ValueError: if a feature is missing, or an id is out of range.
+        """
+        found = self.planned(features).to_dict()
+        values = [_added([found[term] for term in self._terms[key]]) for key in self.keys]
+        return KeyedTensor(
+            keys=list(self.keys),
+            length_per_key=list(self.embedding_dims.values()),
+            values=torch.cat(values, dim=1) if values else torch.empty(features.stride(), 0),
+        )
+
+    def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Return, for each of `sequence_keys`, the vectors (N, D) of all its ids, not pooled.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        terms = self.planned.sequences(features)
+        found = {}
+        for key in self.sequence_keys:
+            its = [terms[term] for term in self._terms[key]]
+            found[key] = JaggedTensor(
+                values=_added([term.values() for term in its]),
+                lengths=its[0].lengths(),
+                weights=its[0].weights_or_none(),
+            )
+        return found
+
+    def rows(self, key: str, ids: Tensor) -> Tensor:
+        """Return the vectors (N, D) of `ids` (N,), each in [0, num_embeddings).
+
+        Raises:
+            ValueError: on an unknown key or an id out of range.
+        """
+        if key not in self._terms:
+            raise ValueError(f"tables: there is no key '{key}'; the keys are {list(self.outputs)}")
+        return _added([self.planned.rows(term, ids) for term in self._terms[key]])
+
+    @torch.no_grad()
+    def cluster(self, clustering: Clustering) -> None:
+        """Make centroids of the present chunks, and the mean of what is left of each new bucket."""
+        number = self._round + 1
+        codes: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {
+            spec.name: self.planned.table(spec.name).detach()
+            for spec in self.specs
+            if spec.name not in self.forms
+        }
+        for name, form in self.forms.items():
+            generator = torch.Generator().manual_seed(seed_of(self._seed, name, number))
+            columns, centroids, hashed = [], [], []
+            for j, seed in enumerate(self._hash_seeds(name, number)):
+                chunk = self._chunk(name, j)
+                count = min(chunk.shape[0], clustering.samples_per_centroid * form.num_entries)
+                drawn = torch.randperm(chunk.shape[0], generator=generator)[:count]
+                found = k_means(
+                    chunk[drawn.to(chunk.device)],
+                    form.num_entries,
+                    iterations=clustering.iterations,
+                    generator=generator,
+                )
+                which = nearest(chunk, found)
+                ids = torch.arange(chunk.shape[0], device=chunk.device)
+                bucket = reference.hash_rows(ids, seed, form.num_entries)
+                columns.append(which)
+                centroids.append(found)
+                hashed.append(means(chunk - found[which], bucket, torch.zeros_like(found)))
+            codes[name] = torch.stack(columns, dim=1).int()
+            weights[_part(name, _CENTROIDS)] = torch.cat(centroids)
+            weights[_part(name, _HASHED)] = torch.cat(hashed)
+        self._replace(number, codes, weights)
+
+    def storage(self) -> Storage:
+        """Return the bytes of packed codes and rows in serving, and all that training holds."""
+        inner = self.planned.storage()
+        return Storage(
+            full_bytes=sum(spec.full_bytes for spec in self.specs),
+            serve=serving_parts(self.specs, self.forms),
+            train={**inner.train, "counters": 8},
+        )
+
+    def freeze(self) -> ComputedTables:
+        """Return packed codes and rows, which give bit-equal vectors."""
+        plain = [spec for spec in self.specs if spec.name not in self.forms]
+        planned = None
+        if plain:
+            weights = {spec.name: self.planned.table(spec.name).detach() for spec in plain}
+            made = Blueprint(plan=full_plan(plain), initial=weights)
+            tables = made.tables(plain, optimizer=None, seed=0, device=self._device)
+            planned = tables.freeze()
+        return ComputedTables(
+            self.specs,
+            sources={name: self._sums(name) for name in self.forms},
+            source_of={name: name for name in self.forms},
+            planned=planned,
+        ).eval()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use `learning_rate` from the next update on.
+
+        Raises:
+            ValueError: if it is negative, or the tables have no optimizer of their own.
+        """
+        self.planned.set_learning_rate(learning_rate)
+        self._learning_rate = learning_rate
+
+    def defer_updates(self, flag: bool) -> None:
+        """Collect gradients instead of updating, while `flag` is True; see `Tables`."""
+        self.planned.defer_updates(flag)
+
+    def _replace(
+        self, number: int, codes: Mapping[str, Tensor], initial: Mapping[str, Initial | Tensor]
+    ) -> None:
+        self._round = number
+        self.planned = self._planned(codes, initial).train(self.training)
+        if self._learning_rate is not None:
+            self.planned.set_learning_rate(self._learning_rate)
+
+    def _planned(
+        self, codes: Mapping[str, Tensor], initial: Mapping[str, Initial | Tensor]
+    ) -> PlannedTables:
+        plan = self._plan()
+        return PlannedTables(
+            self._inner_specs,
+            plan,
+            optimizer=self.optimizer,
+            buffers={_part(name, "codes"): its for name, its in codes.items()},
+            initial=initial,
+            seed=self._seed,
+            device=self._device,
+        )
+
+    def _plan(self) -> LookupPlan:
+        """Return the plan of both terms, with the hash functions of the present round."""
+        tables, lookups, limits = [], {}, {}
+        for spec in self.specs:
+            form = self.forms.get(spec.name)
+            if form is None:
+                rows, width = spec.num_embeddings, spec.embedding_dim
+                tables.append(PhysicalTable(name=spec.name, num_rows=rows, width=width))
+                lookups[spec.name] = (VirtualLookup(table=spec.name),)
+                continue
+            r, buffer = form.num_entries, _part(spec.name, "codes")
+            limits[buffer] = r
+            names = [_part(spec.name, term) for term in (_CENTROIDS, _HASHED)]
+            for name in names:
+                rows = form.num_chunks * r
+                tables.append(PhysicalTable(name=name, num_rows=rows, width=form.chunk_width))
+            lookups[names[0]] = tuple(
+                VirtualLookup(
+                    table=names[0],
+                    program=(Remap(buffer=buffer, column=j, is_total=True), Offset(first=j * r)),
+                )
+                for j in range(form.num_chunks)
+            )
+            lookups[names[1]] = tuple(
+                VirtualLookup(
+                    table=names[1], program=(Hash(seed=seed, num_rows=r), Offset(first=j * r))
+                )
+                for j, seed in enumerate(self._hash_seeds(spec.name, self._round))
+            )
+        owner_of = {n: s.name for s in self.specs for n in _terms_of(s, self.forms)}
+        outputs = tuple(
+            Output(
+                key=key,
+                feature=feature,
+                owner=owner_of[spec.name],
+                num_ids=spec.num_embeddings,
+                embedding_dim=spec.embedding_dim,
+                pooling=spec.pooling,
+                lookups=lookups[spec.name],
+            )
+            for key, (spec, feature) in output_keys(self._inner_specs).items()
+        )
+        return LookupPlan(tables=tuple(tables), outputs=outputs, buffers=limits)
+
+    def _hash_seeds(self, name: str, number: int) -> list[int]:
+        """Return the seeds of the chunks' hash functions after so many clusterings."""
+        first = 2 * number * _MOST_CHUNKS
+        return [
+            seed_of(self._hash_seed, name, first + j) for j in range(self.forms[name].num_chunks)
+        ]
+
+    def _first_codes(self, name: str) -> Tensor:
+        """Return the codes (n, c) int32 before any clustering: hashes, too."""
+        form = self.forms[name]
+        if self._device.type == "meta":
+            shape = (form.num_rows, form.num_chunks)
+            return torch.empty(shape, dtype=torch.int32, device="meta")
+        ids = torch.arange(form.num_rows)
+        seeds = [seed_of(self._hash_seed, name, _MOST_CHUNKS + j) for j in range(form.num_chunks)]
+        hashes = [reference.hash_rows(ids, seed, form.num_entries) for seed in seeds]
+        return torch.stack(hashes, dim=1).int()
+
+    def _chunk(self, name: str, j: int) -> Tensor:
+        """Return chunk j (n, Z) of all rows of a table."""
+        form, r = self.forms[name], self.forms[name].num_entries
+        codes = self.planned.plan_buffers[_part(name, "codes")][:, j].long()
+        ids = torch.arange(form.num_rows, device=codes.device)
+        hashes = reference.hash_rows(ids, self._hash_seeds(name, self._round)[j], r)
+        centroids = self.planned.table(_part(name, _CENTROIDS)).detach()
+        hashed = self.planned.table(_part(name, _HASHED)).detach()
+        return centroids[codes + j * r] + hashed[hashes + j * r]
+
+    def _sums(self, name: str) -> CodeSums:
+        return CodeSums.of(
+            self.forms[name],
+            codes=self.planned.plan_buffers[_part(name, "codes")],
+            centroids=self.planned.table(_part(name, _CENTROIDS)),
+            hashed=self.planned.table(_part(name, _HASHED)),
+            hash_seeds=self._hash_seeds(name, self._round),
+        )
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[prefix + _ROUND] = torch.tensor(self._round)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        number = state_dict.pop(prefix + _ROUND, None)
+        if number is None:
+            missing_keys.append(prefix + _ROUND)
+        elif int(number) != self._round:
+            # Other hashes; torch loads codes and rows next.
+            codes = {name: self._first_codes(name) for name in self.forms}
+            self._replace(int(number), codes, {})
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            state_dict[prefix + _PLANNED + key.removeprefix(prefix)] = state_dict.pop(key)
+
+
+def serving_parts(specs: Sequence[TableSpec], forms: Mapping[str, SumForm]) -> dict[str, int]:
+    """Return the bytes of all tables in serving, part by part."""
+    plain = sum(spec.full_bytes for spec in specs if spec.name not in forms)
+    parts = [form.parts() for form in forms.values()]
+    return merge_bytes([*parts, {"weights": plain} if plain else {}])
+
+
+def _part(table: str, part: str) -> str:
+    return f"{table}.{part}"
+
+
+def _terms_of(spec: TableSpec, forms: Mapping[str, SumForm]) -> list[str]:
+    if spec.name not in forms:
+        return [spec.name]
+    return [_part(spec.name, term) for term in (_CENTROIDS, _HASHED)]
+
+
+def _inner_specs(specs: Sequence[TableSpec], forms: Mapping[str, SumForm]) -> list[TableSpec]:
+    return [
+        TableSpec(
+            name=name,
+            num_embeddings=spec.num_embeddings,
+            embedding_dim=spec.embedding_dim,
+            feature_names=spec.feature_names,
+            pooling=spec.pooling,
+        )
+        for spec in specs
+        for name in _terms_of(spec, forms)
+    ]
+
+
+def _rules(
+    specs: Sequence[TableSpec], forms: Mapping[str, SumForm], init_std: float | None
+) -> dict[str, Initial | Tensor]:
+    """Return how rows are drawn: the sum of two terms has the deviation of a full row."""
+    found: dict[str, Initial | Tensor] = {}
+    for spec in specs:
+        std = Initial.dlrm(spec.num_embeddings).std if init_std is None else init_std
+        names = _terms_of(spec, forms)
+        for name in names:
+            spread = std * 3**0.5 / len(names) ** 0.5
+            found[name] = Initial(distribution="uniform", spread=spread)
+    return found
+
+
+def _added(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def _drop_prefix(
+    tables: torch.nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
+) -> None:
+    """Name the rows as if they were these tables' own."""
+    for key in [k for k in state_dict if k.startswith(prefix + _PLANNED)]:
+        state_dict[prefix + key.removeprefix(prefix + _PLANNED)] = state_dict.pop(key)
