@@ -11,9 +11,9 @@ Source: Zhang et al., "CAFE: Towards Compact, Adaptive, and Fast Embedding for L
 Recommendation Models", SIGMOD 2024, arXiv 2312.03256, and the authors' code; Zhang et al., CAFE+,
 TOIS 2025. Departures: hot rows of all fields are one pool, as in the authors' code, but an id's
 first-order weight moves with its vector; a batch feeds the sketch at once, see `HotSketch`; the
-threshold is a rule that gives about the authors' settings, not their table; CAFE+ has no filter
-before its sketch, and its second row is the multi-level variant of the first paper. In serving, hot
-ids are a sorted list, and the sketch is gone.
+threshold follows from the data, and is lower than the authors'; CAFE+ has no filter before its
+sketch, and its second row is the multi-level variant of the first paper. In serving, hot ids are a
+sorted list, and the sketch is gone.
 """
 
 import math
@@ -24,10 +24,11 @@ import torch
 
 from recemb.data.batch import Batch
 from recemb.ids.hashing import hash_seed as seed_of
-from recemb.methods.cafe_layout import SLOT_BYTES, CafeLayout, Field, Pool, fields_of
+from recemb.methods.cafe_layout import SLOT_BYTES, CafeLayout, Field, Pool
 from recemb.methods.cafe_tables import CafeTables, Importance
 from recemb.methods.computed import largest_size
 from recemb.methods.hot_sketch import NUM_SLOTS, SketchRules
+from recemb.methods.watched_tables import fields_of
 from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
@@ -35,6 +36,9 @@ from recemb.tables.spec import TableSpec, refuse_any_id
 
 _STEPS = 1 << 20
 """Rows are one in so many steps of a field's ids."""
+
+_EVEN_SHARE = 1 / 40
+"""The threshold where none is given, over the importance of an epoch for each hot row."""
 
 _HASH_RATES = ((0.2, 0.7), (0.02, 0.5), (0.005, 0.3), (0.0005, 0.2), (0.0, 0.1))
 """The share of rows that is shared, above a ratio: the authors' settings."""
@@ -49,9 +53,10 @@ class Cafe(Method):
 
     Args:
         hash_rate: share of the rows that is shared; None for the authors' setting for the ratio.
-        threshold: score that makes an id hot, where every example adds 1 to all scores; None for
-            half of what a hot row would have if one epoch's whole importance were that of as many
-            ids as there are hot rows (the authors set 10 to 500, by ratio, on Criteo).
+        threshold: score that makes an id hot, where every example adds 1 to all scores; None for a
+            fortieth of what each hot row would have if they shared one epoch's importance evenly.
+            The authors' settings on Criteo, 10 to 500 by ratio, are about half of it, which makes
+            most ids wait until late in the first epoch.
         decay: factor of all scores, once their sum is above 10 thresholds for each hot row.
         importance: "gradient", or "frequency" for how often an id occurs.
         exact_below: tables of at most so many ids are not compressed; None for 2000 times the
@@ -103,7 +108,7 @@ class Cafe(Method):
         """Return how the sketch of a pool gives rows out."""
         threshold = self.threshold
         if threshold is None:
-            threshold = max(1.0, _num_examples(stats) / (2 * pool.num_hot))
+            threshold = max(1.0, _EVEN_SHARE * _num_examples(stats) / pool.num_hot)
         return SketchRules(threshold=threshold, decay=self._rules.decay)
 
     def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:

@@ -6,7 +6,6 @@ laid out alike: the hot rows of any of its fields' ids first, then the shared ro
 an id has one row number, whichever of its tables is read.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -230,15 +229,6 @@ class CafeLayout:
         if self.init_std is None:
             return Initial.dlrm(num_ids)
         return Initial(distribution="uniform", spread=self.init_std * 3**0.5)
-
-
-def fields_of(specs: Sequence[TableSpec]) -> list[tuple[TableSpec, ...]]:
-    """Return the tables of each field: those of the same features, ids and pooling."""
-    found: dict[tuple[object, ...], list[TableSpec]] = {}
-    for spec in specs:
-        key = (spec.feature_names, spec.num_embeddings, spec.pooling)
-        found.setdefault(key, []).append(spec)
-    return [tuple(its) for its in found.values()]
 
 
 def _lookups(pool: Pool, field: Field, place: int, is_served: bool) -> tuple[VirtualLookup, ...]:

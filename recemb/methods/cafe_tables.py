@@ -1,6 +1,6 @@
 """CAFE's tables: rows of their own for the ids that matter, which change while tables train.
 
-Shapes: `B` examples, `N` ids, `U` distinct keys, `D` a table's width.
+Shapes: `n` ids.
 """
 
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from recemb.methods.cafe_layout import CafeLayout, Field, Pool
-from recemb.methods.hot_sketch import HotSketch, SketchRules, sum_by_key
+from recemb.methods.cafe_layout import CafeLayout, Pool
+from recemb.methods.hot_sketch import HotSketch, SketchRules
+from recemb.methods.watched_tables import Seen, WatchedTables, sum_by_id
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.program import run_program
@@ -20,7 +20,7 @@ from recemb.tables.storage import Storage
 Importance = Literal["gradient", "frequency"]
 
 
-class CafeTables(PlannedTables):
+class CafeTables(WatchedTables):
     """Tables of a `CafeLayout` with a sketch for each pool.
 
     Every backward pass adds the importance of the ids it reached to the sketches: the norm of the
@@ -78,23 +78,21 @@ class CafeTables(PlannedTables):
             )
             for pool in layout.pools
         }
-        self._key_of = {(spec.name, f): key for key, (spec, f) in self.outputs.items()}
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Return one pooled vector per key and example; the backward pass feeds the sketches."""
-        found = super().forward(features)
-        values = found.values()
-        if self.training and values.requires_grad:
-            values.register_hook(lambda grad: self._watch_pooled(features, grad))
-        return found
-
-    def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        """Return the vectors of all ids, not pooled; the backward pass feeds the sketches."""
-        found = super().sequences(features)
-        for key, vectors in found.items():
-            if self.training and vectors.values().requires_grad:
-                self._watch_sequence(key, features, vectors.values())
-        return found
+    def observe(self, seen: Seen, num_examples: int) -> None:
+        """Add the importance of a pass's ids to the sketches."""
+        for pool in self.layout.pools:
+            its = [(field, *seen[field.specs]) for field in pool.fields if field.specs in seen]
+            if not its:
+                continue
+            keys = torch.cat([ids + field.first_key for field, ids, _ in its])
+            values = torch.cat([norms for _, _, norms in its])
+            if self.importance == "frequency":
+                values = torch.ones_like(values)
+            keys, values = sum_by_id(keys, values)
+            if keys.numel():
+                scale = num_examples / float(values.sum())
+                self.sketches[pool.name].insert(keys, values * scale)
 
     @torch.no_grad()
     def adapt(self) -> None:
@@ -168,85 +166,8 @@ class CafeTables(PlannedTables):
                 second = self.table(pool.second(place)).detach()
                 self.table(name).detach()[targets[its]] += second[added[its]]
 
-    def _watch_pooled(self, features: KeyedJaggedTensor, grad: Tensor) -> None:
-        """Add the importance of a batch's ids, given the gradient (B, sum of D) of its vectors."""
-        grads = dict(zip(self.keys, grad.split(list(self.embedding_dims.values()), 1), strict=True))
-        for pool in self.layout.pools:
-            parts = {}
-            for field in pool.fields:
-                if field.specs[0].pooling == "none":
-                    continue
-                for feature in field.specs[0].feature_names:
-                    its = [grads[self._key_of[s.name, feature]] for s in field.specs]
-                    values = _of_bags(features[feature], _norm(its), field)
-                    parts[feature, field.first_key] = values
-            self._insert(pool, parts, grad.shape[0])
-
-    def _watch_sequence(self, key: str, features: KeyedJaggedTensor, vectors: Tensor) -> None:
-        """Have the backward pass through vectors (N, D) of a sequence feed its sketch."""
-        spec, feature = self.outputs[key]
-        for pool in self.layout.pools:
-            for field in pool.fields:
-                if spec in field.specs:
-
-                    def watch(grad: Tensor, pool: Pool = pool, field: Field = field) -> None:
-                        ids = features[feature].values().long()
-                        parts = {key: (ids + field.first_key, _norm([grad]))}
-                        self._insert(pool, _inside(parts, field), features.stride())
-
-                    vectors.register_hook(watch)
-
-    def _insert(
-        self, pool: Pool, parts: Mapping[object, tuple[Tensor, Tensor]], num_examples: int
-    ) -> None:
-        if not parts:
-            return
-        if self.importance == "frequency":
-            parts = {name: (keys, torch.ones_like(v)) for name, (keys, v) in parts.items()}
-        keys, values = sum_by_key(parts)
-        keys, values = keys[values > 0], values[values > 0]
-        total = float(values.sum())
-        if total > 0:
-            self.sketches[pool.name].insert(keys, values * (num_examples / total))
-
 
 def _padded(keys: Tensor, size: int) -> Tensor:
     """Return sorted keys, filled up to `size` with the largest value of their type."""
     filler = keys.new_full((size - keys.numel(),), torch.iinfo(keys.dtype).max)
     return torch.cat([keys, filler])
-
-
-def _norm(grads: list[Tensor]) -> Tensor:
-    """Return the norms (N,) of the rows of all `grads` (N, D), side by side."""
-    total = sum((g.float().square().sum(dim=1) for g in grads), start=torch.zeros(()))
-    return total.sqrt()
-
-
-def _of_bags(bags: JaggedTensor, norms: Tensor, field: Field) -> tuple[Tensor, Tensor]:
-    """Return the keys (N,) of the ids of bags, and the norms of their own gradients.
-
-    Args:
-        bags: of one feature.
-        norms: (B,) of the gradients of the pooled vectors.
-        field: the feature's.
-    """
-    lengths = bags.lengths().long()
-    if field.specs[0].pooling == "mean":
-        norms = norms / lengths.clamp(min=1)
-    values = norms.repeat_interleave(lengths)
-    weights = bags.weights_or_none()
-    if weights is not None:
-        values = values * weights.abs()
-    keys = bags.values().long() + field.first_key
-    return _inside({"": (keys, values)}, field)[""]
-
-
-def _inside(
-    parts: dict[str, tuple[Tensor, Tensor]], field: Field
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the parts without ids that the field does not have, which `bounds` lets pass."""
-    found = {}
-    for name, (keys, values) in parts.items():
-        is_inside = (keys >= field.first_key) & (keys < field.first_key + field.num_ids)
-        found[name] = (keys[is_inside], values[is_inside])
-    return found

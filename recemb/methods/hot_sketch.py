@@ -16,7 +16,6 @@ Frequent and Top-k Elements in Data Streams", ICDT 2005.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -224,15 +223,3 @@ class HotSketch:
         self.keys.view(-1)[slots] = keys[is_tried][is_open].to(self.keys.dtype)
         self.scores.view(-1)[slots] = found[is_open] + values[is_tried][is_open]
         self.rows.view(-1)[slots] = UNMARKED
-
-
-def sum_by_key(parts: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return distinct keys (U,) int64 and the sums (U,) float64 of their values.
-
-    Args:
-        parts: keys and values (N,), by whatever name.
-    """
-    keys, places = torch.unique(torch.cat([k for k, _ in parts.values()]), return_inverse=True)
-    values = torch.cat([v for _, v in parts.values()])
-    # bincount adds in order, so that the sum is the same on every run.
-    return keys, torch.bincount(places, weights=values.double(), minlength=keys.numel())

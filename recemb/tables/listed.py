@@ -7,7 +7,7 @@ Shapes: `N` ids, `L` keys of a sorted list, `K` buckets of `S` slots.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ NO_KEY = -1
 UNMARKED, MARKED = -1, -2
 """Rows of slots whose key has none of its own: without a mark, and with it."""
 
-Gives = Literal["place", "mark"]
-"""Of a listed id its place in the list, others following all places; or whether it is listed."""
+Gives = Literal["place", "mark", "row"]
+"""Of a listed id its place in the list, others following all places, or having none ("row"); or
+whether it is listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Listed:
     """Looks ids up in a sorted list of keys.
 
     "place" gives the place in the list, and size + id for other ids; "mark" gives 1 + id for a
-    listed id, and 0 for others. Either is for a `Hash` to follow, which keeps small numbers.
+    listed id, and 0 for others. Either is for a `Hash` to follow, which keeps small numbers. "row"
+    gives the place, and -1, no row at all, for other ids.
 
     Attributes:
         keys: buffer (L,), int32 or int64, sorted; unused places hold the type's largest value.
@@ -63,7 +65,7 @@ class Listed:
         found = listed[place.clamp(max=self.size - 1)] == keys
         if self.gives == "mark":
             return torch.where(found, ids + 1, 0)
-        return torch.where(found, place, ids + self.size)
+        return torch.where(found, place, -1 if self.gives == "row" else ids + self.size)
 
     def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
         """Return one more than the largest number."""
@@ -75,7 +77,8 @@ class Bucketed:
     """Looks ids up in buckets of keys, which may change while tables train.
 
     A key lies in the bucket of its hash, if anywhere. "place" gives the row of its slot, and
-    size + id for ids without a row; "mark" gives 1 + id where the slot's row is MARKED, else 0.
+    size + id for ids without a row ("row": -1); "mark" gives 1 + id where the slot's row is MARKED,
+    else 0.
 
     Attributes:
         keys: buffer (K, S), int32 or int64; NO_KEY for an empty slot.
@@ -108,7 +111,7 @@ class Bucketed:
         _, row = find_slots(buffers[self.keys], buffers[self.rows], ids + self.first, self.seed)
         if self.gives == "mark":
             return torch.where(row == MARKED, ids + 1, 0)
-        return torch.where(row >= 0, row.long(), ids + self.size)
+        return torch.where(row >= 0, row.long(), -1 if self.gives == "row" else ids + self.size)
 
     def limit(self, limit: int | None, sizes: Mapping[str, int]) -> int | None:
         """Return one more than the largest number."""
@@ -134,8 +137,8 @@ def find_slots(keys: Tensor, rows: Tensor, wanted: Tensor, seed: int) -> tuple[T
 
 
 def _check(gives: Gives, size: int, first: int) -> None:
-    if gives not in ("place", "mark"):
-        raise ValueError(f"listed ids: gives must be place or mark, got '{gives}'")
+    if gives not in get_args(Gives):
+        raise ValueError(f"listed ids: gives must be place, mark or row, got '{gives}'")
     if size < 1 or first < 0:
         raise ValueError(
             f"listed ids: size must be at least 1 and first not negative, got {size} and {first}"
@@ -145,4 +148,4 @@ def _check(gives: Gives, size: int, first: int) -> None:
 def _limit(gives: Gives, size: int, limit: int | None) -> int | None:
     if limit is None:
         return None
-    return limit + (1 if gives == "mark" else size)
+    return {"place": size + limit, "mark": 1 + limit, "row": size}[gives]

@@ -318,7 +318,9 @@ def program_limit(program: Program, limit: int | None, sizes: Mapping[str, int])
 def may_be_absent(program: Program) -> bool:
     """Return whether `program` has a step that can give ABSENT."""
     return any(
-        isinstance(step, Within) or (isinstance(step, Remap) and not step.is_total)
+        isinstance(step, Within)
+        or (isinstance(step, Remap) and not step.is_total)
+        or (isinstance(step, Listed | Bucketed) and step.gives == "row")
         for step in program
     )
 

@@ -268,11 +268,11 @@ def test_the_published_size_at_a_thousandth_is_reached():
     assert plan.parameters["shared_rows"]["t"] == pytest.approx(6753, rel=1e-3)
 
 
-def test_the_threshold_is_half_of_an_even_share_of_an_epoch():
+def test_the_threshold_is_a_fortieth_of_an_even_share_of_an_epoch():
     stats = {"f0": torch.full((NUM_IDS,), 50), "f1": torch.full((500,), 200)}
     plan = Cafe().plan(SPECS, stats, Budget(ratio=0.1))
     hot = plan.parameters["hot_rows"]["pool0"]
-    assert plan.parameters["threshold"]["pool0"] == pytest.approx(100_000 / (2 * hot))
+    assert plan.parameters["threshold"]["pool0"] == pytest.approx(100_000 / (40 * hot))
 
 
 @pytest.mark.parametrize("kind", [Cafe, CafePlus])
