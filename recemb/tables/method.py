@@ -262,6 +262,14 @@ class Context(Protocol):
         """Return the validation metrics of `tables` with the current ranking model."""
         ...
 
+    def validation_batch(self, position: int) -> Batch:
+        """Return the batch at `position`, from 0, of an endless, shuffled pass over validation."""
+        ...
+
+    def loss(self, tables: Tables, batch: Batch) -> float:
+        """Return the mean log loss of a batch with the current model, in evaluation mode."""
+        ...
+
 
 class Method(abc.ABC):
     """One way to store tables; a subclass's constructor is its YAML.

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
+from recemb.data.batch import Batch
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, IdCounts, Recipe
@@ -20,6 +22,7 @@ from recemb.train.fit_plan import DenseOptimizer, FitPlan
 from recemb.train.log import RunLog
 from recemb.train.progress import Progress
 from recemb.train.settings import TrainerSettings
+from recemb.train.validation import ValidationStream
 
 _RESULT = "result"
 
@@ -159,6 +162,20 @@ class TrainingContext:
         batches = self.prepared.batches("val", batch_size=self.settings.eval_batch_size)
         scored = score(batches, tables=tables, model=self.fitted.model, device=self.device)
         return scored.metrics("val")
+
+    def validation_batch(self, position: int) -> Batch:
+        """Return the batch at `position`, from 0, of an endless, shuffled pass over validation."""
+        stream = ValidationStream(
+            self.prepared, batch_size=self.settings.batch_size, seed=self.seed
+        )
+        stream.position = position
+        return stream.next().to(self.device)
+
+    def loss(self, tables: Tables, batch: Batch) -> float:
+        """Return the mean log loss of a batch with the last fit's model, in evaluation mode."""
+        scored = score([batch], tables=tables, model=self.fitted.model, device=self.device)
+        logits, labels = torch.from_numpy(scored.logits), torch.from_numpy(scored.labels)
+        return float(nn.functional.binary_cross_entropy_with_logits(logits, labels))
 
     def _settings(self, recipe: Recipe) -> TrainerSettings:
         """Return the trainer's settings with those that the recipe replaces."""
