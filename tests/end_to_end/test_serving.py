@@ -101,7 +101,7 @@ def probabilities(path: Path) -> np.ndarray:
 
 
 # Three steps prune nothing, and PEP says so.
-@pytest.mark.filterwarnings("ignore:PEP. the search ended")
+@pytest.mark.filterwarnings("ignore:(PEP|CERP). the search ended")
 @pytest.mark.parametrize("method", METHODS)
 def test_raw_rows_get_the_trained_model_s_probabilities(
     method: str,
