@@ -74,7 +74,7 @@ class AdaEmbedTables(WatchedTables):
         self.check_every = settings.check_every_steps or 1
         buffers = {f"{pool.name}.rows": spread_rows(pool) for pool in pools}
         buffers |= {f"{pool.name}.importance": torch.zeros(pool.num_ids) for pool in pools}
-        initial = {}
+        initial: dict[str, Initial | Tensor] = {}
         for pool in pools:
             largest = max(field[0].num_embeddings for field in pool.fields)
             names = [pool.table(place) for place in range(len(pool.widths))]

@@ -212,7 +212,8 @@ class AutoDim(Method):
         allowed = None
         if budget is not None and budget.of == "serve":
             allowed = budget.allowed_bytes(specs)
-        preferences, costs = {}, {}
+        preferences: dict[str, list[float]] = {}
+        costs: dict[str, list[int]] = {}
         for mix in mixes_of(search):
             preferences |= {name: its.tolist() for name, its in mix.preferences().items()}
         for spec in specs:

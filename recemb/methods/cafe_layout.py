@@ -182,7 +182,9 @@ class CafeLayout:
             PhysicalTable(name=s.name, num_rows=s.num_embeddings, width=s.embedding_dim)
             for s in self.whole
         ]
-        lookups = {spec.name: (VirtualLookup(table=spec.name),) for spec in self.whole}
+        lookups: dict[str, tuple[VirtualLookup, ...]] = {
+            spec.name: (VirtualLookup(table=spec.name),) for spec in self.whole
+        }
         for pool in self.pools:
             for field in pool.fields:
                 for place, spec in enumerate(field.specs):
@@ -214,7 +216,7 @@ class CafeLayout:
 
     def _limits(self, is_served: bool) -> dict[str, int]:
         """Return one more than the largest value that each buffer may hold."""
-        limits = {}
+        limits: dict[str, int] = {}
         for pool in self.pools:
             largest = torch.iinfo(pool.key_dtype).max + 1
             if not is_served:

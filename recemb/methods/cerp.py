@@ -138,7 +138,7 @@ class Cerp(PruningMethod):
         self.check(specs, budget)
         return self._spread(specs, self.buckets(specs, budget), budget, optimizer, seed, device)
 
-    def run(self, ctx: Context) -> CerpTables:  # type: ignore[override]
+    def run(self, ctx: Context) -> CerpTables:
         """Return tables that were trained under the mask."""
         self.check(ctx.specs, ctx.budget)
         buckets = self.buckets(ctx.specs, ctx.budget)

@@ -82,7 +82,8 @@ class SparsePair(RowSource):
         """Return the rows (N, D) of `ids` (N,)."""
         rows: Tensor = self._side("remainder")(table, torch.remainder(ids, self.modulus))
         quotient = torch.div(ids, self.divisor, rounding_mode="floor")
-        return rows + self._side("quotient")(table, quotient)
+        more: Tensor = self._side("quotient")(table, quotient)
+        return rows + more
 
     def _side(self, side: str) -> SparseRows:
         """Return P or Q, on these tensors."""

@@ -50,17 +50,18 @@ class WatchedTables(PlannedTables, abc.ABC):
         return found
 
     def _see_pooled(self, features: KeyedJaggedTensor, grad: Tensor) -> None:
-        grads = dict(zip(self.keys, grad.split(list(self.embedding_dims.values()), 1), strict=True))
+        parts = torch.split(grad, list(self.embedding_dims.values()), dim=1)
+        grads = dict(zip(self.keys, parts, strict=True))
         key_of = {(spec.name, feature): key for key, (spec, feature) in self.outputs.items()}
         seen = {}
         for field in fields_of(self.specs):
             if field[0].pooling == "none":
                 continue
-            parts = []
+            found = []
             for feature in field[0].feature_names:
                 norms = norms_of([grads[key_of[spec.name, feature]] for spec in field])
-                parts.append(_of_bags(features[feature], norms, field[0]))
-            ids, values = (torch.cat(its) for its in zip(*parts, strict=True))
+                found.append(_of_bags(features[feature], norms, field[0]))
+            ids, values = (torch.cat(its) for its in zip(*found, strict=True))
             seen[field] = _inside(ids, values, field[0])
         self.observe(seen, grad.shape[0])
 
@@ -72,7 +73,7 @@ class WatchedTables(PlannedTables, abc.ABC):
             ids = features[feature].values().long()
             self.observe({field: _inside(ids, norms_of([grad]), spec)}, features.stride())
 
-        vectors.register_hook(see)
+        vectors.register_hook(see)  # type: ignore[no-untyped-call]
 
 
 def fields_of(specs: Sequence[TableSpec]) -> list[Field]:

@@ -163,3 +163,10 @@ def test_numbers_out_of_range_are_refused(wrong):
 def test_a_killed_run_ends_as_if_undisturbed(resumes):
     method = AdaEmbed(check_every_steps=2, exact_below=0)
     resumes(method, 9, budget=Budget(ratio=0.4), epochs=1)
+
+
+def test_skewed_ids_are_told_apart_better_than_by_hashing(staged, hashed_auc):
+    method, budget = AdaEmbed(check_every_steps=2, exact_below=0), Budget(ratio=0.3)
+    context = staged(method.stages, budget=budget, epochs=6)
+    found = context.evaluate(method.run(context))["val/auc"]
+    assert found > hashed_auc(budget, epochs=6) + 0.02

@@ -278,3 +278,10 @@ def test_the_threshold_is_a_fortieth_of_an_even_share_of_an_epoch():
 @pytest.mark.parametrize("kind", [Cafe, CafePlus])
 def test_a_killed_run_ends_as_if_undisturbed(kind, resumes):
     resumes(kind(exact_below=0), 9, budget=Budget(ratio=0.4), epochs=1)
+
+
+def test_skewed_ids_are_told_apart_better_than_by_hashing(staged, hashed_auc):
+    method, budget = Cafe(exact_below=0), Budget(ratio=0.3)
+    context = staged(method.stages, budget=budget, epochs=6)
+    found = context.evaluate(method.run(context))["val/auc"]
+    assert found > hashed_auc(budget, epochs=6) + 0.02
