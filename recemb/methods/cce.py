@@ -24,12 +24,11 @@ from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec, refuse_any_id
 
-_STEPS = 1 << 16
 _LEAST_ENTRIES = 2
 
 
 class CCE(Method):
-    """Rows in proportion to ids, as many as the budget holds beside the codes.
+    """As many rows of each table as the budget holds beside the codes, the same number of all.
 
     A table that codes and rows make no smaller stays as it is. Training holds the codes as int32, 4
     bytes for each chunk of each id. A clustering costs k-means of at most `samples_per_centroid` r
@@ -41,7 +40,7 @@ class CCE(Method):
         until: the part of training after which there are no more.
         samples_per_centroid: points that k-means sees, for each centroid, at most.
         iterations: of k-means, at most.
-        without_budget: rows of T and H, each, for an id, where there is no budget.
+        num_entries: r, rows of T and of H of a chunk, where there is no budget.
         init_std: of the vectors; None for the uniform distribution of DLRM.
         hash_seed: of the hash functions.
 
@@ -57,7 +56,7 @@ class CCE(Method):
         until: float = 0.75,
         samples_per_centroid: int = 200,
         iterations: int = 100,
-        without_budget: float = 0.05,
+        num_entries: int = 1024,
         init_std: float | None = None,
         hash_seed: int = 0,
     ) -> None:
@@ -67,9 +66,10 @@ class CCE(Method):
                 f"num_clusterings not negative, got {num_chunks}, {samples_per_centroid}, "
                 f"{iterations} and {num_clusterings}"
             )
-        if not 0 < until <= 1 or not 0 < without_budget <= 1:
+        if not 0 < until <= 1 or num_entries < _LEAST_ENTRIES:
             raise ValueError(
-                f"CCE: until and without_budget must be in (0, 1], got {until} and {without_budget}"
+                f"CCE: until must be in (0, 1] and num_entries at least {_LEAST_ENTRIES}, got "
+                f"{until} and {num_entries}"
             )
         self.num_chunks = num_chunks
         self.num_clusterings = num_clusterings
@@ -77,7 +77,7 @@ class CCE(Method):
         self.clustering = Clustering(
             samples_per_centroid=samples_per_centroid, iterations=iterations
         )
-        self.without_budget = without_budget
+        self.num_entries = num_entries
         self.init_std = init_std
         self.hash_seed = hash_seed
 
@@ -87,7 +87,8 @@ class CCE(Method):
         forms = self.forms(specs, budget)
         storage = self._tables(specs, forms, None, 0, torch.device("meta")).storage()
         fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-        parameters = {"rows": {name: form.num_entries for name, form in forms.items()}}
+        rows = next((form.num_entries for form in forms.values()), None)
+        parameters = {"num_entries": rows, "coded_tables": len(forms)}
         return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
 
     def build(
@@ -139,9 +140,9 @@ class CCE(Method):
     def forms(self, specs: Sequence[TableSpec], budget: Budget | None) -> dict[str, SumForm]:
         """Return the forms of the tables that are coded: the largest within the budget."""
         if budget is None:
-            return self._forms(specs, int(self.without_budget * _STEPS))
+            return self._forms(specs, self.num_entries)
         allowed = budget.allowed_bytes(specs)
-        low, high = 0, _STEPS
+        low, high = _LEAST_ENTRIES, max(_LEAST_ENTRIES, *(s.num_embeddings for s in specs))
         while low < high:
             middle = (low + high + 1) // 2
             if sum(serving_parts(specs, self._forms(specs, middle)).values()) <= allowed:
@@ -150,7 +151,7 @@ class CCE(Method):
                 high = middle - 1
         return self._forms(specs, low)
 
-    def _forms(self, specs: Sequence[TableSpec], size: int) -> dict[str, SumForm]:
+    def _forms(self, specs: Sequence[TableSpec], num_entries: int) -> dict[str, SumForm]:
         found = {}
         for spec in specs:
             width = spec.embedding_dim
@@ -159,7 +160,7 @@ class CCE(Method):
                 num_rows=spec.num_embeddings,
                 width=width,
                 num_chunks=chunks,
-                num_entries=max(_LEAST_ENTRIES, spec.num_embeddings * size // _STEPS),
+                num_entries=num_entries,
             )
             if form.num_bytes < spec.full_bytes:
                 found[spec.name] = form

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recemb.methods.codes import CodeForm, CodeRows
+from recemb.kernels.code_bag import row_bytes
+from recemb.methods.codes import CodeForm, CodeRows, bits_of
 from recemb.methods.quantizer import Quantization, Quantizer
 from recemb.tables.blueprint import Blueprint
 from recemb.tables.computed import ComputedTables
@@ -138,10 +139,11 @@ class Level(NamedTuple):
 class CodingMethod(Method, abc.ABC):
     """A method whose tables are served as codes, trained by a single fit.
 
-    A budget chooses a step of a ladder: one part with 2, 4, .. centroids up to `num_centroids`,
-    then as many parts as divide the width, one after the other, and at last more centroids, up to
-    256. Narrower vectors have parts of about the same width. A table that codes and codebooks make
-    no smaller stays as it is.
+    A budget chooses the last step of a ladder that it holds: one part with 2, 4, .. centroids up to
+    `num_centroids`, then as many parts as divide the width, one after the other. More centroids, up
+    to 256, follow where a row of codes has room for them in its last byte, and at the end. Narrower
+    vectors have parts of about the same width. A table that codes and codebooks make no smaller
+    stays as it is.
 
     Args:
         num_parts: parts of the widest vectors where there is no budget, or the next smaller number
@@ -243,10 +245,18 @@ class CodingMethod(Method, abc.ABC):
 
     def _ladder(self, widest: int) -> list[Level]:
         most = self.num_centroids
-        fewer = [Level(1, 2**bits) for bits in range(1, most.bit_length()) if 2**bits < most]
-        parts = [Level(p, most) for p in range(1, widest + 1) if widest % p == 0]
-        more = [Level(widest, 2**b) for b in range(1, 17) if most < 2**b <= MOST_CENTROIDS]
-        return fewer + parts + more
+        powers = [2**bits for bits in range(1, 17)]
+        levels = [Level(1, centroids) for centroids in powers if centroids < most]
+        for num_parts in (p for p in range(1, widest + 1) if widest % p == 0):
+            size = row_bytes(num_parts, bits_of(most))
+            levels.append(Level(num_parts, most))
+            levels += [
+                Level(num_parts, centroids)
+                for centroids in powers
+                if most < centroids <= MOST_CENTROIDS
+                and (num_parts == widest or row_bytes(num_parts, bits_of(centroids)) == size)
+            ]
+        return levels
 
     def _forms(self, specs: Sequence[TableSpec], level: Level) -> dict[str, CodeForm]:
         widest = max(spec.embedding_dim for spec in specs)

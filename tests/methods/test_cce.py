@@ -16,9 +16,9 @@ IDS = torch.arange(3000)
 CPU = torch.device("cpu")
 
 
-def build(*, specs=(SPEC,), budget=None, **changes):
+def build(*, specs=(SPEC,), budget=None, num_entries=150, **changes):
     named = {"optimizer": TableOptimizer(), "seed": 1, "device": CPU}
-    return CCE(**changes).build(list(specs), {}, budget, **named)
+    return CCE(num_entries=num_entries, **changes).build(list(specs), {}, budget, **named)
 
 
 def parts(tables, name="t"):
@@ -47,8 +47,8 @@ def test_a_row_is_in_each_chunk_the_row_of_its_code_and_a_hashed_one():
 
 
 def test_before_any_clustering_codes_are_hashes_that_differ_from_the_others():
-    codes, _, _, hashes = parts(build())
-    num_entries = build().forms["t"].num_entries
+    codes, _, _, hashes = parts(build(num_entries=100))
+    num_entries = 100
     for j in range(4):
         assert codes[:, j].unique().numel() > 0.99 * num_entries
         # Two independent hashes agree on about one of r ids.
@@ -103,7 +103,7 @@ def test_a_clustering_draws_new_hashes_and_begins_the_optimizer_anew():
 
 def test_a_bucket_without_ids_has_the_row_zero():
     small = TableSpec(name="t", num_embeddings=60, embedding_dim=8, feature_names=("f0",))
-    tables = build(specs=[small], without_budget=0.4)
+    tables = build(specs=[small], num_entries=24)
     tables.cluster(Clustering())
     _, _, hashed, hashes = parts(tables)
     is_empty = torch.ones(hashed.shape[:2], dtype=torch.bool)
@@ -134,9 +134,17 @@ def test_a_budget_is_filled_to_one_more_row():
     budget = Budget(ratio=0.25)
     plan = CCE().plan([SPEC], {}, budget)
     assert plan.is_feasible
-    rows = plan.parameters["rows"]["t"]
+    rows = plan.parameters["num_entries"]
     larger = SumForm(num_rows=3000, width=8, num_chunks=4, num_entries=rows + 1)
     assert larger.num_bytes > budget.allowed_bytes([SPEC]) >= plan.storage.serve_bytes
+
+
+def test_small_tables_stay_beside_large_ones_of_as_many_rows():
+    small = TableSpec(name="s", num_embeddings=40, embedding_dim=8, feature_names=("f1",))
+    tables = build(specs=[SPEC, small])
+    assert list(tables.forms) == ["t"]
+    assert tables.storage().serve["weights"] == 2 * 150 * 8 * 4 + 40 * 8 * 4
+    assert torch.equal(tables.freeze().rows("f1", torch.arange(40)), tables.planned.table("s"))
 
 
 def test_clusterings_are_spread_over_the_first_part_of_training():
@@ -148,7 +156,7 @@ def test_clusterings_are_spread_over_the_first_part_of_training():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_chunks": 0}, {"num_clusterings": -1}, {"until": 0.0}, {"without_budget": 2.0}]
+    "wrong", [{"num_chunks": 0}, {"num_clusterings": -1}, {"until": 0.0}, {"num_entries": 1}]
 )
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="CCE: "):

@@ -29,7 +29,7 @@ def chosen(budget, **changes):
         (0.2, 16, 64),  # 12 + 1
         (0.17, 16, 32),  # 10 + 1
         (0.1, 8, 32),  # 5 + 1
-        (0.05, 2, 32),  # 2 + 1
+        (0.05, 2, 256),  # 2 + 1: 16 bits are two bytes, as 10 bits are.
         (0.0296, 1, 16),  # 1 + 1, and codebooks of 17 x 16 x 4 bytes, but not twice that
     ],
 )
