@@ -145,7 +145,7 @@ class Archive:
         data = self._bytes(entry)
         found = hashlib.sha256()
         for start in range(0, num_bytes, _CHUNK_BYTES):
-            found.update(data[start : start + _CHUNK_BYTES])
+            found.update(data[start : start + _CHUNK_BYTES].data)
         if found.hexdigest() != digest:
             raise self._damaged(f"its member {name} does not match its checksum")
         return data

@@ -226,7 +226,7 @@ def _npy(keys: NDArray[np.int64]) -> bytes:
 
 
 def _keys(archive: Archive, name: str) -> NDArray[np.int64]:
-    keys = np.load(io.BytesIO(archive.map(name).tobytes()), allow_pickle=False)
+    keys: NDArray[Any] = np.load(io.BytesIO(archive.map(name).tobytes()), allow_pickle=False)
     if keys.dtype != np.dtype("<i8") or keys.ndim != 1:
         raise ValueError(f"export {archive.path}: {name} holds no keys")
     return keys.astype(np.int64)

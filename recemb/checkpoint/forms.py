@@ -8,9 +8,7 @@ Nothing is made from a description but the classes of this package, with plain s
 tensor is allocated whose shape the file does not hold.
 """
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import recemb.methods
+from recemb.methods.source_class import source_class
 from recemb.tables.bounds import Bounds
 from recemb.tables.computed import ComputedTables
 from recemb.tables.lookup_plan import LookupPlan
@@ -63,7 +61,7 @@ def make_tables(
         ValueError: if the form is unknown, or description and tensors do not fit each other.
     """
     form = description.get("form")
-    if form not in _FORMS:
+    if not isinstance(form, str) or form not in _FORMS:
         raise ValueError(
             f"tables: form {form!r} is not known, only {list(_FORMS)}; a newer version of recemb "
             "may know it"
@@ -144,7 +142,7 @@ def _is_part(key: str, source: str) -> bool:
 
 def _source(name: str, entry: Mapping[str, Any], parts: Mapping[str, Tensor]) -> RowSource:
     """Return a source with the tensors `parts`."""
-    kind = _source_class(entry["form"])
+    kind = source_class(entry["form"])
     empty = kind(**entry["settings"], device=_META)
     wanted = {part: (tuple(t.shape), t.dtype) for part, t in empty.parts()}
     _check_tensors(wanted, parts)
@@ -153,30 +151,6 @@ def _source(name: str, entry: Mapping[str, Any], parts: Mapping[str, Tensor]) ->
         tensor.detach().copy_(parts[part])
     source.refresh()
     return source
-
-
-def _source_class(form: str) -> type[RowSource]:
-    """Return the class of this package's methods that has the form.
-
-    Raises:
-        ValueError: if none has.
-    """
-    found = {}
-    for module in pkgutil.iter_modules(recemb.methods.__path__):
-        members = vars(importlib.import_module(f"recemb.methods.{module.name}"))
-        for member in members.values():
-            if (
-                isinstance(member, type)
-                and issubclass(member, RowSource)
-                and member.__dict__.get("form")
-            ):
-                found[member.form] = member
-    if form not in found:
-        raise ValueError(
-            f"tables: rows of the form {form!r} are not known, only {sorted(found)}; a newer "
-            "version of recemb may know them"
-        )
-    return found[form]
 
 
 def _check_tensors(

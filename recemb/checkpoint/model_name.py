@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import recemb.models
 from recemb.models.ranking_model import RankingModel
@@ -41,10 +41,9 @@ def model_class(name: str) -> type[RankingModel]:
         root = Path(recemb.models.__path__[0])
         if root.joinpath(*module.split(".")).with_suffix(".py").is_file():
             found = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), kind, None)
-            is_model = inspect.isclass(found) and issubclass(found, RankingModel)
+            is_model = isinstance(found, type) and issubclass(found, RankingModel)
             if is_model and found.__module__ == f"{_PACKAGE}.{module}":
-                model: type[RankingModel] = found
-                return model
+                return cast("type[RankingModel]", found)
     raise ValueError(f"there is no model {name!r} in {_PACKAGE}; a newer recemb may have it")
 
 

@@ -75,7 +75,7 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
     step = max(1, _CHUNK_BYTES // flat.element_size())
     for piece in torch.split(flat, step):
         if piece.numel():
-            yield memoryview(piece.cpu().contiguous().view(torch.uint8).numpy())
+            yield piece.cpu().contiguous().view(torch.uint8).numpy().data
 
 
 def map_tensors(data: NDArray[np.uint8], owner: str) -> dict[str, Tensor]:

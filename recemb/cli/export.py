@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from recemb.checkpoint.archive import DESCRIPTION
 from recemb.checkpoint.export import export, servable_from
+from recemb.checkpoint.post_training import quantise_tables
 from recemb.cli.failure import USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import find_prepared
 from recemb.cli.train import experiment_of
+from recemb.models.ranking_model import RankingModel
 from recemb.train.restore import restore
 from recemb.train.summary import read_summary, versions
 
@@ -73,10 +75,18 @@ def export_run(config: DictConfig) -> dict[str, int]:
     prepared = find_prepared(described, cache)
     experiment = experiment_of(described, prepared, resume_command="")
     tables, model = restore(experiment, folder=folder)
+    if not isinstance(model, RankingModel):
+        raise ValueError(
+            f"model {type(model).__name__} reads histories, which no serving file holds yet; score "
+            "it from Python, with recemb.train.restore"
+        )
+    trained_bytes = tables.storage().serve_bytes
+    tables = quantise_tables(tables, config.post)
     facts = {key: summary.get(key) for key in _FACTS} | {
         "method": plain["embedding"],
         "data": {"name": prepared.manifest["name"]},
         "train_bytes": summary["bytes"]["train"],
+        "post": {"form": config.post, "serve_bytes_before": trained_bytes},
         "versions": {"training": summary["versions"], "export": versions()},
     }
     options = OmegaConf.to_container(described.model, resolve=True)

@@ -108,6 +108,7 @@ class CodeRows(RowSource):
     """
 
     form: ClassVar[str] = "codes"
+    packable: ClassVar[str | None] = "codebooks"
 
     def __init__(
         self,

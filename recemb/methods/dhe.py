@@ -68,6 +68,7 @@ class HashMLP(RowSource):
     """
 
     form: ClassVar[str] = "hash_mlp"
+    packable: ClassVar[str | None] = r"weight_\d+"
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class FlatArray(RowSource):
     """
 
     form: ClassVar[str] = "flat_array"
+    packable: ClassVar[str | None] = "values"
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class TTCores(RowSource):
     """
 
     form: ClassVar[str] = "tt_cores"
+    packable: ClassVar[str | None] = "first|middle|last"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from recemb.tables.engine import Read
 from recemb.tables.layout import Slot, Unit
 from recemb.tables.lookup_plan import LookupPlan, Output, RowProgram
 from recemb.tables.program import Buffers
+from recemb.tables.row_codes import unpack
 
 
 @dataclass(frozen=True)
@@ -234,10 +235,12 @@ class RowPrograms:
 
         Args:
             program: the program.
-            vectors: (N, D) as read, float32.
+            vectors: (N, D) as read, float32; bytes of codes, if the program unpacks them.
             rows: (N,) rows of the physical table; negative for absent.
         """
         at = rows.clamp(min=0)
+        if program.bits is not None and program.width is not None:
+            vectors = unpack(vectors.to(torch.uint8), program.width, program.bits).float()
         if program.scale is not None:
             vectors = vectors * self._buffers[program.scale].index_select(0, at).unsqueeze(1)
         if program.bias is not None:

@@ -40,6 +40,8 @@ class RowProgram:
     """What happens to a row between memory and combination, in this order.
 
     Attributes:
+        bits: a row's bytes are codes of 4 or 2 bits, the lowest first; None for values as they are.
+        width: how many codes a row has; for `bits` alone.
         scale: buffer (num_rows,) that each row is multiplied by; None for none.
         bias: buffer (num_rows,) that is added after that; None for none.
         threshold: a row whose norm is not above this becomes zero; None for no mask.
@@ -47,6 +49,8 @@ class RowProgram:
         prefix: only the first so many values are kept; None for all.
     """
 
+    bits: int | None = None
+    width: int | None = None
     scale: str | None = None
     bias: str | None = None
     threshold: float | None = None
@@ -65,6 +69,8 @@ class RowProgram:
 
     def __str__(self) -> str:
         parts = []
+        if self.bits is not None:
+            parts.append(f"in {self.bits} bits")
         if self.scale is not None:
             parts.append(f"* {self.scale}")
         if self.bias is not None:
@@ -204,9 +210,13 @@ class LookupPlan:
         """
         return _named(self.projections, name, "projection")
 
+    def row_width(self, lookup: VirtualLookup) -> int:
+        """Return how many values a row has."""
+        return self.table(lookup.table).width if lookup.row.width is None else lookup.row.width
+
     def combined_width(self, output: Output) -> int:
         """Return the width of the combined rows of `output`, before the projection."""
-        widths = [self.table(lookup.table).width for lookup in output.lookups]
+        widths = [self.row_width(lookup) for lookup in output.lookups]
         return sum(widths) if output.combine == "concat" else widths[0]
 
     def to_json(self) -> str:
@@ -276,15 +286,15 @@ class LookupPlan:
             self._check_lookup(lookup, output, where)
 
     def _check_widths(self, output: Output, where: str) -> None:
-        widths = [self.table(lookup.table).width for lookup in output.lookups]
+        widths = [self.row_width(lookup) for lookup in output.lookups]
         if output.combine != "concat" and len(set(widths)) > 1:
             raise ValueError(
                 f"{where}: {output.combine} needs rows of one width, got widths {widths}"
             )
         importance = output.importance
-        if importance is not None and self.table(importance.table).width != len(widths):
+        if importance is not None and self.row_width(importance) != len(widths):
             raise ValueError(
-                f"{where}: the importance table is {self.table(importance.table).width} wide, but "
+                f"{where}: the importance table is {self.row_width(importance)} wide, but "
                 f"there are {len(widths)} lookups to weigh"
             )
         width = self.combined_width(output)
@@ -315,10 +325,17 @@ class LookupPlan:
             raise ValueError(
                 f"{where}: table '{table.name}' is {table.dtype}; its rows need a scale"
             )
-        if lookup.row.prefix is not None and not 0 <= lookup.row.prefix <= table.width:
+        row, width = lookup.row, self.row_width(lookup)
+        num_bytes = -(-width * (row.bits or 8) // 8)
+        if (row.bits is None) != (row.width is None) or row.bits not in (None, 2, 4):
+            raise ValueError(f"{where}: bits must be 4 or 2 and come with a width, got {row}")
+        if row.bits is not None and (table.dtype != "uint8" or table.width != num_bytes):
             raise ValueError(
-                f"{where}: prefix must be in [0, {table.width}], got {lookup.row.prefix}"
+                f"{where}: {width} codes of {row.bits} bits are {num_bytes} uint8, but table "
+                f"'{table.name}' has {table.width} {table.dtype}"
             )
+        if row.prefix is not None and not 0 <= row.prefix <= width:
+            raise ValueError(f"{where}: prefix must be in [0, {width}], got {row.prefix}")
 
 
 _Entry = TypeVar("_Entry", PhysicalTable, Projection)

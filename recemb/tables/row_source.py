@@ -28,9 +28,12 @@ class RowSource(nn.Module, abc.ABC):
 
     Attributes:
         form: names the kind of source where it is written down.
+        packable: which of its tensors may have fewer bits in serving, decoded whole for every
+            batch: a regular expression of their names; None for none.
     """
 
     form: ClassVar[str]
+    packable: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.tables import Tables
 from recemb.train.experiment import Experiment, training_context
 from recemb.train.log import NoTracker, RunLog
@@ -24,7 +24,7 @@ class _NoTraining(RunLog):
         )
 
 
-def restore(experiment: Experiment, *, folder: Path) -> tuple[Tables, RankingModel]:
+def restore(experiment: Experiment, *, folder: Path) -> tuple[Tables, ClickModel]:
     """Return the tables and the model with which a finished run ended.
 
     The method's own `run` is done again, stages and all, each loaded from its checkpoints; nothing

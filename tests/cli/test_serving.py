@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recemb.checkpoint.export import load
 from recemb.cli import main as command
 
 TRAIN = [
@@ -59,6 +60,15 @@ def test_two_exports_of_a_run_are_one_and_the_same(trained: Path, tmp_path: Path
     assert (tmp_path / "again").read_bytes() == (trained / "model").read_bytes()
 
 
+def test_an_export_in_fewer_bits_is_smaller_and_scores(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    assert recemb("export", f"run={trained / 'run'}", f"out={out}", "post=fp16") == 0
+    full, small = (load(path).tables.storage() for path in (trained / "model", out))
+    assert small.serve["weights"] == full.serve["weights"] / 2
+    words = [f"model={out}", f"in={trained / 'rows.csv'}", f"out={tmp_path / 'out.csv'}"]
+    assert recemb("predict", *words, "progress=false") == 0
+
+
 def test_rows_are_written_with_a_last_column(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +99,15 @@ def test_what_is_missing_is_said(
 ) -> None:
     assert recemb(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_unknown_number_of_bits_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small"
+    assert recemb("export", f"run={trained / 'run'}", f"out={out}", "post=int3") == 2
+    assert "post must be one of none, fp16, int8, int4, int2, got 'int3'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_input_is_not_overwritten(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
