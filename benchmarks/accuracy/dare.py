@@ -14,6 +14,7 @@ learn slowly do badly in it. With ten, and the best of them, each model has its 
 import argparse
 import csv
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,8 @@ Row = dict[str, str]
 def train(cell: Cell, options: argparse.Namespace) -> Row | None:
     """Run a cell, or go on with it, and return its row; None if it failed."""
     variant, epochs, seed = cell
-    folder = options.work / f"{variant.replace(' ', '_').replace('/', '')}-{epochs}-{seed}"
+    name = re.sub(r"\W+", "_", variant)
+    folder = options.work / f"{name}-{epochs}-{seed}"
     if not (folder / "summary.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "commit").write_text(_commit())

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recemb.data.batch import Batch
 from recemb.models.sequence.inputs import SequenceInputs
-from recemb.models.sequence.part import Part, RoleKeys
+from recemb.models.sequence.part import Part, RoleKeys, part_named
 from recemb.models.sequence.sequence_model import SequenceModel
 from recemb.tables.tables import Tables
 
@@ -79,17 +79,13 @@ def role_gradients(
     Raises:
         ValueError: if there is no such column.
     """
-    chosen = [part for part in model.parts if part.target == column]
-    if not chosen:
-        raise ValueError(
-            f"there is no column '{column}'; the columns are {[p.target for p in model.parts]}"
-        )
+    part_named(model.parts, column, "role_gradients")
     with torch.no_grad():
         looked_up = model.inputs(batch, tables)
     inputs = _with_leaves(looked_up, model.parts)
     split = copy.copy(model)
     split.parts = tuple(_apart(part) for part in model.parts)
-    (part,) = (p for p in split.parts if p.target == column)
+    part = part_named(split.parts, column, "role_gradients")
     leaves = [
         inputs.vectors[key]
         for keys in (part.attention, part.representation)

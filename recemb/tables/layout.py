@@ -126,7 +126,8 @@ def group_tables(plan: LookupPlan) -> tuple[Group, ...]:
     """Return the groups of a plan's tables.
 
     Tables that only sequences read have groups of their own, for sequences are looked up, and
-    updated, by a call of their own.
+    updated, by a call of their own. Of those, tables that serve the same features with different
+    vectors are in different groups, so that ids are prepared, and sorted, once for all of them.
     """
     pooled_tables = {
         lookup.table
@@ -134,11 +135,27 @@ def group_tables(plan: LookupPlan) -> tuple[Group, ...]:
         if output.pooling != "none"
         for lookup in output.all_lookups
     }
-    members: dict[tuple[int, DType, float | None, bool], list[PhysicalTable]] = {}
+    turns = _turns(plan)
+    members: dict[tuple[int, DType, float | None, int | None], list[PhysicalTable]] = {}
     for table in plan.tables:
-        key = (table.width, table.dtype, table.step, table.name not in pooled_tables)
-        members.setdefault(key, []).append(table)
+        turn = None if table.name in pooled_tables else turns[table.name]
+        members.setdefault((table.width, table.dtype, table.step, turn), []).append(table)
     return tuple(_group(key[-1], tables) for key, tables in members.items())
+
+
+def _turns(plan: LookupPlan) -> dict[str, int]:
+    """Return, for each table, how many before it serve the same features with other outputs."""
+    seen: dict[tuple[object, ...], list[set[str]]] = {}
+    turns = {}
+    for table in plan.tables:
+        readers = [o for o in plan.outputs if table.name in {v.table for v in o.all_lookups}]
+        keys = {o.key for o in readers}
+        features = (table.width, table.dtype, table.step, *(o.feature for o in readers))
+        others = seen.setdefault(features, [])
+        turns[table.name] = len([other for other in others if not other & keys])
+        if keys not in others:
+            others.append(keys)
+    return turns
 
 
 def lay_out(plan: LookupPlan, *, composed: Collection[int] = ()) -> Layout:
@@ -178,13 +195,15 @@ def lay_out(plan: LookupPlan, *, composed: Collection[int] = ()) -> Layout:
     )
 
 
-def _group(is_sequence: bool, tables: Sequence[PhysicalTable]) -> Group:
+def _group(turn: int | None, tables: Sequence[PhysicalTable]) -> Group:
     first_rows, num_rows = [], 0
     for table in tables:
         first_rows.append(num_rows)
         num_rows += table.num_rows
     first = tables[0]
-    words = ["sequence" if is_sequence else "pooled", first.dtype, str(first.width)]
+    words = ["pooled" if turn is None else "sequence", first.dtype, str(first.width)]
+    if turn:
+        words.append(f"turn{turn}")
     if first.step is not None:
         # A module's name has no dots.
         words.append(f"{first.step:g}".replace(".", "p"))

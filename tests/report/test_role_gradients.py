@@ -37,8 +37,8 @@ def made(kind, prepared):
 
 def table_gradients(model, tables, batch) -> dict[str, Tensor]:
     (model.loss_sum(model.inputs(batch, tables), batch.labels) / len(batch)).backward()
-    (weight,) = tables.parameters()
-    weight.data = weight.grad
+    for weight in tables.parameters():
+        weight.data = weight.grad
     return {spec.name: tables.table(spec.name).detach() for spec in tables.specs}
 
 

@@ -42,3 +42,19 @@ def test_sequences_have_groups_of_their_own():
     layout = lay_out(full_plan([spec("a", 4, "f"), spec("b", 4, "g", pooling="none")]))
     assert len(layout.groups) == 2
     assert [[o.feature for o in u.outputs] for u in layout.sequences] == [["g"]]
+
+
+def test_two_tables_over_the_same_sequences_share_their_ids():
+    roles = [
+        spec(f"{column}.{role}", 4, column, f"{column}_history", rows=rows, pooling="none")
+        for role in ("attention", "representation")
+        for column, rows in (("item", 9), ("category", 3))
+    ]
+    layout = lay_out(full_plan(roles))
+    assert [[t.name for t in group.tables] for group in layout.groups] == [
+        ["item.attention", "category.attention"],
+        ["item.representation", "category.representation"],
+    ]
+    assert len({group.name for group in layout.groups}) == 2
+    (unit,) = layout.sequences
+    assert unit.groups == (0, 1)

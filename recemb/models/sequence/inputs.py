@@ -22,11 +22,13 @@ class SequenceInputs(NamedTuple):
         lengths: (B,) behaviours of each history.
         vectors: by key: (B, L, D) of histories, the oldest behaviour first and zeros behind the
             last; (B, D) of targets.
+        ids: by feature: (B, L) of histories, padded with zeros; (B,) of targets.
     """
 
     context: Tensor
     lengths: Tensor
     vectors: Mapping[str, Tensor]
+    ids: Mapping[str, Tensor]
 
     @property
     def is_valid(self) -> Tensor:
@@ -55,17 +57,30 @@ def look_up(batch: Batch, tables: Tables, parts: Sequence[Part]) -> SequenceInpu
     lengths = batch.features[parts[0].history].lengths()
     padding = Padding(lengths)
     histories = {keys.history for part in parts for keys in (part.attention, part.representation)}
-    context = batch.dense
-    if tables.keys:
-        context = torch.cat([context, tables(batch.features).values()], dim=1)
     return SequenceInputs(
-        context=context,
+        context=context_of(batch, tables),
         lengths=lengths,
         vectors={
             key: padding.pad(jagged.values()) if key in histories else jagged.values()
             for key, jagged in found.items()
         },
+        ids=ids_of(batch, parts, padding),
     )
+
+
+def context_of(batch: Batch, tables: Tables) -> Tensor:
+    """Return dense columns and the vectors of features without a history, (B, C)."""
+    if not tables.keys:
+        return batch.dense
+    return torch.cat([batch.dense, tables(batch.features).values()], dim=1)
+
+
+def ids_of(batch: Batch, parts: Sequence[Part], padding: "Padding") -> dict[str, Tensor]:
+    """Return ids by feature: (B, L) of histories, padded with zeros; (B,) of targets."""
+    return {
+        **{p.history: padding.pad(batch.features[p.history].values()) for p in parts},
+        **{p.target: batch.features[p.target].values() for p in parts},
+    }
 
 
 class Padding:

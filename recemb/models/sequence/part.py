@@ -8,8 +8,8 @@ the scores, representation vectors what is summed. Which tables serve them is th
     history_target   one table for each role and side (TWIN-4E)
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from recemb.data.schema import History, Schema
@@ -123,6 +123,16 @@ def sequence_specs(
     )
 
 
+def without_time(schema: Schema) -> Schema:
+    """Return the schema without histories that say when, and without the columns they are of."""
+    times = {h.of for h in schema.histories if h.is_position}
+    return replace(
+        schema,
+        categorical=tuple(c for c in schema.categorical if c.name not in times),
+        histories=tuple(h for h in schema.histories if h.of not in times),
+    )
+
+
 def parts_of(schema: Schema, tables: Tables) -> tuple[Part, ...]:
     """Return the parts, given the tables that were made for `sequence_specs`."""
     return tuple(
@@ -164,3 +174,15 @@ def _widths(owner: str, given: Width, columns: list[str], embedding_dim: int) ->
     if unknown := sorted(given.keys() - set(columns)):
         raise ValueError(f"{owner}: there is no history of {unknown}, only of {columns}")
     return {column: given.get(column, embedding_dim) for column in columns}
+
+
+def part_named(parts: Sequence[Part], column: str, owner: str) -> Part:
+    """Return the part whose target is `column`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for part in parts:
+        if part.target == column:
+            return part
+    raise ValueError(f"{owner}: there is no column '{column}', only {[p.target for p in parts]}")

@@ -29,6 +29,22 @@ def top_k(scores: Tensor, is_valid: Tensor, k: int) -> Tensor:
     return chosen & is_valid
 
 
+def most_recent(is_same: Tensor, is_valid: Tensor, k: int) -> Tensor:
+    """Return which places (B, L) bool hold the K most recent behaviours of the same kind.
+
+    Where there are fewer, the most recent others fill the rest.
+
+    Args:
+        is_same: (B, L) which behaviours are of that kind.
+        is_valid: (B, L) which places hold a behaviour, the oldest first.
+        k: K.
+    """
+    size = is_same.shape[1]
+    place = torch.arange(size, device=is_same.device)
+    # Exact in float32 up to 2**23 places.
+    return top_k((place + size * is_same).float(), is_valid, k)
+
+
 def places_of(chosen: Tensor, k: int) -> Tensor:
     """Return the places (B, min(K, L)) of a selection, ascending, then L - 1 where there is none.
 

@@ -18,19 +18,25 @@ from recemb.data.schema import Schema
 from recemb.models.click_model import ClickModel, log_loss_sum
 from recemb.models.sequence.attention import dot_scores, masked_softmax
 from recemb.models.sequence.head import Head, draw_all, squared_norm
-from recemb.models.sequence.inputs import SequenceInputs, look_up
-from recemb.models.sequence.part import Part, Sharing, parts_of, sequence_specs
-from recemb.models.sequence.search import top_k
+from recemb.models.sequence.inputs import (
+    Padding,
+    SequenceInputs,
+    context_of,
+    ids_of,
+    look_up,
+)
+from recemb.models.sequence.part import Part, Sharing, parts_of, sequence_specs, without_time
+from recemb.models.sequence.search import places_of, top_k
 from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 
 
 class Weights(NamedTuple):
-    """What behaviours count.
+    """What behaviours count: (B, L), or (B, H, L) for H sums.
 
     Attributes:
-        retrieved: (B, L) of the behaviours that the search found, 0 for the others.
-        full: (B, L) of all behaviours, for the auxiliary loss.
+        retrieved: of the behaviours that the search found, 0 for the others.
+        full: of all behaviours, for the auxiliary loss.
     """
 
     retrieved: Tensor
@@ -42,6 +48,7 @@ class SequenceModel(ClickModel):
 
     Class attributes:
         sharing: which roles and sides share a table, see `recemb.models.sequence.part`.
+        reads_time: whether parts that say when are read.
 
     Args:
         parts: what behaviours consist of, and where their vectors are.
@@ -61,6 +68,7 @@ class SequenceModel(ClickModel):
     """
 
     sharing: ClassVar[Sharing]
+    reads_time: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -98,7 +106,7 @@ class SequenceModel(ClickModel):
     ) -> tuple[TableSpec, ...]:
         """Return the tables of behaviours and targets, and those of the other features."""
         return sequence_specs(
-            schema,
+            schema if cls.reads_time else without_time(schema),
             sharing=cls.sharing,
             embedding_dim=embedding_dim,
             attention_dim=options.get("attention_dim"),
@@ -109,7 +117,8 @@ class SequenceModel(ClickModel):
     def for_tables(cls, schema: Schema, tables: Tables, options: Mapping[str, Any]) -> Self:
         """Return an untrained model for these tables."""
         width = len(schema.dense) + sum(tables.embedding_dims.values())
-        return cls(parts=parts_of(schema, tables), context_width=width, **options)
+        read = schema if cls.reads_time else without_time(schema)
+        return cls(parts=parts_of(read, tables), context_width=width, **options)
 
     def inputs(self, batch: Batch, tables: Tables) -> SequenceInputs:
         """Return the vectors of a batch."""
@@ -124,7 +133,7 @@ class SequenceModel(ClickModel):
         """Return what the heads read.
 
         Args:
-            sums: (B, D), h.
+            sums: (B, D), h; or (B, H, D), for models that say what becomes of several.
             target: (B, D), v.
             context: (B, C).
         """
@@ -136,8 +145,7 @@ class SequenceModel(ClickModel):
     def logits_of(self, inputs: SequenceInputs) -> Tensor:
         """Return the logits (B,)."""
         history, target = self.representations(inputs)
-        weights = self.weights(inputs).retrieved.to(history.dtype)
-        sums = torch.bmm(weights.unsqueeze(1), history).squeeze(1)
+        (sums,) = weighted_sums([self.weights(inputs).retrieved], history)
         logits: Tensor = self.head(self.features(sums, target, inputs.context))
         return logits
 
@@ -148,15 +156,84 @@ class SequenceModel(ClickModel):
         heads = [(self.head, found.retrieved)]
         if self.auxiliary_head is not None:
             heads.append((self.auxiliary_head, found.full))
-        # One product for both: the history is read once, and its gradient written once.
-        weights = torch.stack([weights for _, weights in heads], dim=1).to(history.dtype)
-        sums = torch.bmm(weights, history).unbind(1)
+        sums = weighted_sums([weights for _, weights in heads], history)
         loss = labels.new_zeros(())
         for (head, _), its in zip(heads, sums, strict=True):
             loss = loss + log_loss_sum(head(self.features(its, target, inputs.context)), labels)
         if self.l2:
             loss = loss + len(labels) * self.l2 * squared_norm(self)
         return loss
+
+
+def weighted_sums(weights: Sequence[Tensor], history: Tensor) -> list[Tensor]:
+    """Return the sums (B, D), or (B, H, D), that each of `weights` gives.
+
+    One product for all: the history is read once, and its gradient written once.
+
+    Args:
+        weights: (B, L) or (B, H, L) each.
+        history: (B, L, D).
+    """
+    blocks = [w if w.dim() == 3 else w.unsqueeze(1) for w in weights]
+    sums = torch.bmm(torch.cat(blocks, dim=1).to(history.dtype), history)
+    found = torch.split(sums, [block.shape[1] for block in blocks], dim=1)
+    return [s if w.dim() == 3 else s.squeeze(1) for s, w in zip(found, weights, strict=True)]
+
+
+def two_stages(model: SequenceModel, batch: Batch, tables: Tables, k: int) -> Tensor | None:
+    """Return the logits (B,) of a model that searches by `dot_scores`, reading little.
+
+    The search reads attention vectors alone; representations are read of the K behaviours that it
+    found. Without gradients, for models in eval mode.
+
+    Returns:
+        None if an id is out of range, so that the tables' own policy decides.
+    """
+    parts = model.parts
+    padding = Padding(batch.features[parts[0].history].lengths())
+    ids = ids_of(batch, parts, padding)
+    if not all(_are_inside(ids[f], tables, key) for f, key in _reads(parts)):
+        return None
+
+    def rows(key: str, its: Tensor) -> Tensor:
+        return tables.rows(key, its.reshape(-1)).view(*its.shape, -1)
+
+    attention = {}
+    for p in parts:
+        attention[p.attention.history] = rows(p.attention.history, ids[p.history])
+        attention[p.attention.target] = rows(p.attention.target, ids[p.target])
+    inputs = SequenceInputs(
+        context=context_of(batch, tables),
+        lengths=batch.features[parts[0].history].lengths(),
+        vectors=attention,
+        ids=ids,
+    )
+    scores = dot_scores(inputs, parts)
+    places = places_of(chosen := top_k(scores, inputs.is_valid, k), k)
+    is_found = torch.arange(places.shape[1], device=places.device) < chosen.sum(1, keepdim=True)
+    weights = masked_softmax(scores.gather(1, places), is_found)
+    history = torch.cat(
+        [rows(p.representation.history, ids[p.history].gather(1, places)) for p in parts], dim=2
+    )
+    target = torch.cat([rows(p.representation.target, ids[p.target]) for p in parts], dim=1)
+    (sums,) = weighted_sums([weights], history)
+    logits: Tensor = model.head(model.features(sums, target, inputs.context))
+    return logits
+
+
+def _reads(parts: Sequence[Part]) -> list[tuple[str, str]]:
+    """Return each feature with the keys that it is read for."""
+    return [
+        (feature, key)
+        for p in parts
+        for role in (p.attention, p.representation)
+        for feature, key in ((p.history, role.history), (p.target, role.target))
+    ]
+
+
+def _are_inside(ids: Tensor, tables: Tables, key: str) -> bool:
+    limit = tables.outputs[key][0].num_ids
+    return limit is None or not ids.numel() or bool(((ids >= 0) & (ids < limit)).all())
 
 
 def searched(inputs: SequenceInputs, parts: Sequence[Part], k: int) -> Weights:
