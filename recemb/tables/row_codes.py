@@ -103,14 +103,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     padded = F.pad(codes, (0, -codes.shape[1] % (8 // bits)))
-    return (padded.unflatten(1, (-1, 8 // bits)) << _shifts(codes, bits)).sum(2, dtype=torch.uint8)
+    neighbours = padded.view(codes.shape[0], code_bytes(codes.shape[1], bits), 8 // bits)
+    shifted: Tensor = neighbours << _shifts(codes, bits)
+    return shifted.sum(2, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, width: int, bits: int) -> Tensor:
     """Return the codes (n, D) uint8 of the bytes (n, LB)."""
     if bits == 8:
         return packed
-    codes = (packed.unsqueeze(2) >> _shifts(packed, bits)) & (2**bits - 1)
+    codes: Tensor = (packed.unsqueeze(2) >> _shifts(packed, bits)) & (2**bits - 1)
     return codes.flatten(1)[:, :width]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recemb.tables.fbgemm_ops import is_available
@@ -63,6 +63,7 @@ LEAST = {8: 1e-8, 4: 2.0**-24, 2: 2.0**-24}
 
 
 @pytest.mark.parametrize("bits", BITS)
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     width=st.integers(1, 40),
