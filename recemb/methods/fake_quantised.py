@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from recemb.methods.quantised import QuantisedTables
 from recemb.methods.quantised_rows import (
+    IntegerRange,
     Integers,
     QuantisedForm,
     QuantisedRows,
@@ -56,7 +57,7 @@ class FakeQuantise(torch.autograd.Function):
         steps: Tensor,
         offsets: Tensor | None,
         places: Tensor,
-        integers: Integers,
+        integers: IntegerRange,
         factors: Tensor,
     ) -> Tensor:
         """Return the rounded values (N, D).
@@ -65,17 +66,17 @@ class FakeQuantise(torch.autograd.Function):
             ctx: autograd's.
             values: (N, D).
             steps: (S, 1), positive.
-            offsets: (S, 1) or (S, D); None for 0.
+            offsets: (S, 1) or (S, D), or (1, D) for all rows; None for 0.
             places: (N,) int64, which of the steps and offsets a row takes.
             integers: the range.
             factors: (S, 1), what the gradients of steps and offsets are multiplied by.
         """
-        step = steps[places]
-        offset = None if offsets is None else offsets[places]
+        step = _of_rows(steps, places)
+        offset = None if offsets is None else _of_rows(offsets, places)
         units = (values if offset is None else values - offset) / step
         ctx.save_for_backward(units, places, factors)
         ctx.integers = integers
-        ctx.offset_width = 0 if offsets is None else offsets.shape[1]
+        ctx.offset_shape = None if offsets is None else offsets.shape
         return dequantise(integers.nearest(units), step, offset)
 
     @staticmethod
@@ -93,10 +94,12 @@ class FakeQuantise(torch.autograd.Function):
             total = (grad * slope).sum(dim=1, keepdim=True)
             grads[1] = _sum_by_place(total, places, factors.shape[0]) * factors
         if ctx.needs_input_grad[2]:
+            num_offsets, width = ctx.offset_shape
             outside = grad.masked_fill(is_inside, 0)
-            if ctx.offset_width == 1:
+            if width == 1:
                 outside = outside.sum(dim=1, keepdim=True)
-            grads[2] = _sum_by_place(outside, places, factors.shape[0]) * factors
+            outside = outside * _of_rows(factors, places)
+            grads[2] = _sum_by_place(outside, places, num_offsets)
         return (*grads, None, None, None)
 
 
@@ -105,7 +108,7 @@ def fake_quantise(
     steps: Tensor,
     offsets: Tensor | None,
     places: Tensor,
-    integers: Integers,
+    integers: IntegerRange,
     factors: Tensor,
 ) -> Tensor:
     """Return rounded values; the arguments are those of `FakeQuantise.forward`."""
@@ -115,15 +118,44 @@ def fake_quantise(
     return rounded
 
 
+class Take(torch.autograd.Function):
+    """Takes rows of a small table, many times each."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, places: Tensor) -> Tensor:
+        """Return the rows (N, C) of `table` (S, C) at `places` (N,)."""
+        ctx.save_for_backward(places)
+        ctx.num_places = table.shape[0]
+        return table[places]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient (S, C) of `table`."""
+        return _sum_by_place(grad, ctx.saved_tensors[0], ctx.num_places), None
+
+
+def take(table: Tensor, places: Tensor) -> Tensor:
+    """Return the rows (N, C) of `table` (S, C) at `places` (N,); S and C are small."""
+    taken: Tensor = Take.apply(table, places)  # type: ignore[no-untyped-call]
+    return taken
+
+
+def _of_rows(shared: Tensor, places: Tensor) -> Tensor:
+    """Return the rows (N, C) at `places`; what all rows share stays (1, C)."""
+    return shared if shared.shape[0] == 1 else shared[places]
+
+
 def _sum_by_place(rows: Tensor, places: Tensor, num_places: int) -> Tensor:
     """Return the sums (S, C) of rows (N, C) by their places (N,)."""
     if num_places == 1:
         return rows.sum(dim=0, keepdim=True)
-    if rows.shape[1] == 1:
-        # index_add_ goes row by row.
-        sums = torch.bincount(places, rows.view(-1), minlength=num_places)
-        return sums.to(rows.dtype).unsqueeze(1)
-    return rows.new_zeros(num_places, rows.shape[1]).index_add_(0, places, rows)
+    # Column by column, for index_add_ goes row by row.
+    sums = [
+        torch.bincount(places, column.contiguous(), minlength=num_places)
+        for column in rows.unbind(dim=1)
+    ]
+    return torch.stack(sums, dim=1).to(rows.dtype)
 
 
 class PassThrough(torch.autograd.Function):

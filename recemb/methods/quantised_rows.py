@@ -10,7 +10,7 @@ Shapes: `n` rows of a table, `D` its width, `b` bits, `N` ids, `LB` bytes of a r
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +22,30 @@ _CHUNK_ROWS = 1 << 16
 _MAX_BITS = 16
 
 
+class IntegerRange(Protocol):
+    """Which integers there are: for all values, or row by row, then (N, 1) tensors."""
+
+    @property
+    def low(self) -> int | Tensor:
+        """Return the least ones."""
+        ...
+
+    @property
+    def high(self) -> int | Tensor:
+        """Return the largest ones."""
+        ...
+
+    def nearest(self, units: Tensor) -> Tensor:
+        """Return the nearest integers of units (N, D), as floats; halves go to even ones."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Integers:
     """The signed integers of some bits.
 
     Attributes:
-        bits: from 2 to 16.
+        bits: from 1 to 16.
     """
 
     bits: int
@@ -55,7 +73,7 @@ def fitting_bits(width: int, bits: int) -> int:
     return min(_MAX_BITS, 8 * row_bytes(width, bits) // width)
 
 
-def quantise(values: Tensor, step: Tensor, offset: Tensor | None, integers: Integers) -> Tensor:
+def quantise(values: Tensor, step: Tensor, offset: Tensor | None, integers: IntegerRange) -> Tensor:
     """Return the nearest integers, as floats of the shape of `values`.
 
     Args:
