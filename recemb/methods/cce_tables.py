@@ -14,22 +14,28 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from recemb.ids.hashing import hash_seed as seed_of
 from recemb.kernels.hashing import reference
+from recemb.methods.cce_plan import (
+    CENTROIDS,
+    HASHED,
+    initial_rules,
+    inner_specs,
+    part,
+    sum_plan,
+    terms_of,
+)
 from recemb.methods.clustering import k_means, means, nearest
 from recemb.methods.code_sums import CodeSums, SumForm
 from recemb.tables.blueprint import Blueprint
 from recemb.tables.computed import ComputedTables
 from recemb.tables.full import full_plan
 from recemb.tables.initial import Initial
-from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
-from recemb.tables.program import Hash, Offset, Remap
 from recemb.tables.row_source import merge_bytes
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
 
-_CENTROIDS, _HASHED = "centroids", "hashed"
 _PLANNED, _ROUND = "planned.", "clusterings"
 _MOST_CHUNKS = 1 << 10
 
@@ -85,14 +91,14 @@ class CCETables(Tables):
         self._hash_seed, self._seed, self._device = hash_seed, seed, device
         self._round = 0
         self._learning_rate: float | None = None
-        self._inner_specs = _inner_specs(specs, forms)
+        self._inner_specs = inner_specs(specs, forms)
         keys = {(s.name, f): key for key, (s, f) in output_keys(self._inner_specs).items()}
         self._terms = {
-            key: [keys[name, feature] for name in _terms_of(spec, forms)]
+            key: [keys[name, feature] for name in terms_of(spec, forms)]
             for key, (spec, feature) in self.outputs.items()
         }
         codes = {name: self._first_codes(name) for name in forms}
-        self.planned = self._planned(codes, _rules(specs, forms, init_std))
+        self.planned = self._planned(codes, initial_rules(specs, forms, init_std))
         self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
 
     @property
@@ -151,28 +157,9 @@ class CCETables(Tables):
             for spec in self.specs
             if spec.name not in self.forms
         }
-        for name, form in self.forms.items():
-            generator = torch.Generator().manual_seed(seed_of(self._seed, name, number))
-            columns, centroids, hashed = [], [], []
-            for j, seed in enumerate(self._hash_seeds(name, number)):
-                chunk = self._chunk(name, j)
-                count = min(chunk.shape[0], clustering.samples_per_centroid * form.num_entries)
-                drawn = torch.randperm(chunk.shape[0], generator=generator)[:count]
-                found = k_means(
-                    chunk[drawn.to(chunk.device)],
-                    form.num_entries,
-                    iterations=clustering.iterations,
-                    generator=generator,
-                )
-                which = nearest(chunk, found)
-                ids = torch.arange(chunk.shape[0], device=chunk.device)
-                bucket = reference.hash_rows(ids, seed, form.num_entries)
-                columns.append(which)
-                centroids.append(found)
-                hashed.append(means(chunk - found[which], bucket, torch.zeros_like(found)))
-            codes[name] = torch.stack(columns, dim=1).int()
-            weights[_part(name, _CENTROIDS)] = torch.cat(centroids)
-            weights[_part(name, _HASHED)] = torch.cat(hashed)
+        for name in self.forms:
+            codes[name], rows = self._clustered(name, number, clustering)
+            weights |= rows
         self._replace(number, codes, weights)
 
     def storage(self) -> Storage:
@@ -213,6 +200,32 @@ class CCETables(Tables):
         """Collect gradients instead of updating, while `flag` is True; see `Tables`."""
         self.planned.defer_updates(flag)
 
+    def _clustered(
+        self, name: str, number: int, clustering: Clustering
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the codes (n, c) int32 of a table after clustering `number`, and its rows."""
+        num_entries = self.forms[name].num_entries
+        generator = torch.Generator().manual_seed(seed_of(self._seed, name, number))
+        codes, centroids, hashed = [], [], []
+        for j, seed in enumerate(self._hash_seeds(name, number)):
+            chunk = self._chunk(name, j)
+            count = min(chunk.shape[0], clustering.samples_per_centroid * num_entries)
+            drawn = torch.randperm(chunk.shape[0], generator=generator)[:count]
+            points = chunk[drawn.to(chunk.device)]
+            iterations = clustering.iterations
+            found = k_means(points, num_entries, iterations=iterations, generator=generator)
+            which = nearest(chunk, found)
+            ids = torch.arange(chunk.shape[0], device=chunk.device)
+            bucket = reference.hash_rows(ids, seed, num_entries)
+            codes.append(which.int())
+            centroids.append(found)
+            hashed.append(means(chunk - found[which], bucket, torch.zeros_like(found)))
+        rows = {
+            part(name, CENTROIDS): torch.cat(centroids),
+            part(name, HASHED): torch.cat(hashed),
+        }
+        return torch.stack(codes, dim=1), rows
+
     def _replace(
         self, number: int, codes: Mapping[str, Tensor], initial: Mapping[str, Initial | Tensor]
     ) -> None:
@@ -224,60 +237,17 @@ class CCETables(Tables):
     def _planned(
         self, codes: Mapping[str, Tensor], initial: Mapping[str, Initial | Tensor]
     ) -> PlannedTables:
-        plan = self._plan()
+        seeds = {name: self._hash_seeds(name, self._round) for name in self.forms}
+        plan = sum_plan(self.specs, self.forms, seeds)
         return PlannedTables(
             self._inner_specs,
             plan,
             optimizer=self.optimizer,
-            buffers={_part(name, "codes"): its for name, its in codes.items()},
+            buffers={part(name, "codes"): its for name, its in codes.items()},
             initial=initial,
             seed=self._seed,
             device=self._device,
         )
-
-    def _plan(self) -> LookupPlan:
-        """Return the plan of both terms, with the hash functions of the present round."""
-        tables, lookups, limits = [], {}, {}
-        for spec in self.specs:
-            form = self.forms.get(spec.name)
-            if form is None:
-                rows, width = spec.num_embeddings, spec.embedding_dim
-                tables.append(PhysicalTable(name=spec.name, num_rows=rows, width=width))
-                lookups[spec.name] = (VirtualLookup(table=spec.name),)
-                continue
-            r, buffer = form.num_entries, _part(spec.name, "codes")
-            limits[buffer] = r
-            names = [_part(spec.name, term) for term in (_CENTROIDS, _HASHED)]
-            for name in names:
-                rows = form.num_chunks * r
-                tables.append(PhysicalTable(name=name, num_rows=rows, width=form.chunk_width))
-            lookups[names[0]] = tuple(
-                VirtualLookup(
-                    table=names[0],
-                    program=(Remap(buffer=buffer, column=j, is_total=True), Offset(first=j * r)),
-                )
-                for j in range(form.num_chunks)
-            )
-            lookups[names[1]] = tuple(
-                VirtualLookup(
-                    table=names[1], program=(Hash(seed=seed, num_rows=r), Offset(first=j * r))
-                )
-                for j, seed in enumerate(self._hash_seeds(spec.name, self._round))
-            )
-        owner_of = {n: s.name for s in self.specs for n in _terms_of(s, self.forms)}
-        outputs = tuple(
-            Output(
-                key=key,
-                feature=feature,
-                owner=owner_of[spec.name],
-                num_ids=spec.num_embeddings,
-                embedding_dim=spec.embedding_dim,
-                pooling=spec.pooling,
-                lookups=lookups[spec.name],
-            )
-            for key, (spec, feature) in output_keys(self._inner_specs).items()
-        )
-        return LookupPlan(tables=tuple(tables), outputs=outputs, buffers=limits)
 
     def _hash_seeds(self, name: str, number: int) -> list[int]:
         """Return the seeds of the chunks' hash functions after so many clusterings."""
@@ -300,19 +270,19 @@ class CCETables(Tables):
     def _chunk(self, name: str, j: int) -> Tensor:
         """Return chunk j (n, Z) of all rows of a table."""
         form, r = self.forms[name], self.forms[name].num_entries
-        codes = self.planned.plan_buffers[_part(name, "codes")][:, j].long()
+        codes = self.planned.plan_buffers[part(name, "codes")][:, j].long()
         ids = torch.arange(form.num_rows, device=codes.device)
         hashes = reference.hash_rows(ids, self._hash_seeds(name, self._round)[j], r)
-        centroids = self.planned.table(_part(name, _CENTROIDS)).detach()
-        hashed = self.planned.table(_part(name, _HASHED)).detach()
+        centroids = self.planned.table(part(name, CENTROIDS)).detach()
+        hashed = self.planned.table(part(name, HASHED)).detach()
         return centroids[codes + j * r] + hashed[hashes + j * r]
 
     def _sums(self, name: str) -> CodeSums:
         return CodeSums.of(
             self.forms[name],
-            codes=self.planned.plan_buffers[_part(name, "codes")],
-            centroids=self.planned.table(_part(name, _CENTROIDS)),
-            hashed=self.planned.table(_part(name, _HASHED)),
+            codes=self.planned.plan_buffers[part(name, "codes")],
+            centroids=self.planned.table(part(name, CENTROIDS)),
+            hashed=self.planned.table(part(name, HASHED)),
             hash_seeds=self._hash_seeds(name, self._round),
         )
 
@@ -347,44 +317,6 @@ def serving_parts(specs: Sequence[TableSpec], forms: Mapping[str, SumForm]) -> d
     plain = sum(spec.full_bytes for spec in specs if spec.name not in forms)
     parts = [form.parts() for form in forms.values()]
     return merge_bytes([*parts, {"weights": plain} if plain else {}])
-
-
-def _part(table: str, part: str) -> str:
-    return f"{table}.{part}"
-
-
-def _terms_of(spec: TableSpec, forms: Mapping[str, SumForm]) -> list[str]:
-    if spec.name not in forms:
-        return [spec.name]
-    return [_part(spec.name, term) for term in (_CENTROIDS, _HASHED)]
-
-
-def _inner_specs(specs: Sequence[TableSpec], forms: Mapping[str, SumForm]) -> list[TableSpec]:
-    return [
-        TableSpec(
-            name=name,
-            num_embeddings=spec.num_embeddings,
-            embedding_dim=spec.embedding_dim,
-            feature_names=spec.feature_names,
-            pooling=spec.pooling,
-        )
-        for spec in specs
-        for name in _terms_of(spec, forms)
-    ]
-
-
-def _rules(
-    specs: Sequence[TableSpec], forms: Mapping[str, SumForm], init_std: float | None
-) -> dict[str, Initial | Tensor]:
-    """Return how rows are drawn: the sum of two terms has the deviation of a full row."""
-    found: dict[str, Initial | Tensor] = {}
-    for spec in specs:
-        std = Initial.dlrm(spec.num_embeddings).std if init_std is None else init_std
-        names = _terms_of(spec, forms)
-        for name in names:
-            spread = std * 3**0.5 / len(names) ** 0.5
-            found[name] = Initial(distribution="uniform", spread=spread)
-    return found
 
 
 def _added(terms: Sequence[Tensor]) -> Tensor:

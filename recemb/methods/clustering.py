@@ -41,7 +41,7 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     size = max(1, _CHUNK // centroids.shape[0])
     squares = centroids.square().sum(dim=1)
     # The square of a point is the same for all centroids.
-    parts = [(squares - 2 * (its @ centroids.T)).argmin(dim=1) for its in points.split(size)]
+    parts = [(squares - 2 * (its @ centroids.T)).argmin(dim=1) for its in torch.split(points, size)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=points.device)
 
 

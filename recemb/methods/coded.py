@@ -1,4 +1,4 @@
-"""What DPQ and MGQE share: queries in training, codes in serving, and a ladder of sizes."""
+"""What DPQ and MGQE share: queries in training, codes in serving, and how sizes are chosen."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recemb.kernels.code_bag import row_bytes
 from recemb.methods.codes import CodeForm, CodeRows, bits_of
 from recemb.methods.quantizer import Quantization, Quantizer
 from recemb.tables.blueprint import Blueprint
@@ -23,7 +22,7 @@ from recemb.tables.spec import TableSpec, refuse_any_id
 from recemb.tables.storage import Storage
 
 MOST_CENTROIDS = 256
-"""What a budget raises the number of centroids to, at most."""
+"""The most that a budget chooses, unless more are asked for."""
 
 
 class CodedTables(PlannedTables):
@@ -130,25 +129,28 @@ class CodedTables(PlannedTables):
 
 
 class Level(NamedTuple):
-    """A step of the ladder of sizes: parts of the widest vectors, and centroids of a part."""
+    """A size: parts of the widest vectors, and centroids of a part."""
 
     num_parts: int
     num_centroids: int
+
+    def rank(self) -> tuple[int, int]:
+        """Return what a better level has more of: bits of a vector, and then centroids."""
+        return self.num_parts * bits_of(self.num_centroids), self.num_centroids
 
 
 class CodingMethod(Method, abc.ABC):
     """A method whose tables are served as codes, trained by a single fit.
 
-    A budget chooses the last step of a ladder that it holds: one part with 2, 4, .. centroids up to
-    `num_centroids`, then as many parts as divide the width, one after the other. More centroids, up
-    to 256, follow where a row of codes has room for them in its last byte, and at the end. Narrower
-    vectors have parts of about the same width. A table that codes and codebooks make no smaller
-    stays as it is.
+    Of all numbers of parts that divide the width, and of 2, 4, .. up to 256 centroids, a budget
+    chooses those that give a vector the most bits of code, and of these the most centroids.
+    Narrower vectors have parts of about the same width. A table that codes and codebooks make no
+    smaller stays as it is.
 
     Args:
         num_parts: parts of the widest vectors where there is no budget, or the next smaller number
             that divides the width.
-        num_centroids: of a part.
+        num_centroids: of a part, where there is no budget.
         quantization: how queries become centroids.
         init_std: of queries and centroids; None for the uniform distribution of DLRM.
 
@@ -231,32 +233,22 @@ class CodingMethod(Method, abc.ABC):
         return self._tables(specs, forms, heads, optimizer, seed, device)
 
     def level(self, specs: Sequence[TableSpec], budget: Budget | None) -> Level:
-        """Return the highest level within `budget`; the lowest if none fits it."""
+        """Return the level of the most bits within `budget`; that of the fewest if none fits it."""
         widest = max(spec.embedding_dim for spec in specs)
-        levels = self._ladder(widest)
         if budget is None:
             return Level(_largest_divisor(widest, self.num_parts), self.num_centroids)
-        allowed, found = budget.allowed_bytes(specs), levels[0]
-        for level in levels:
-            parts = serving_parts(specs, self._forms(specs, level))
-            if sum(parts.values()) <= allowed:
-                found = level
-        return found
-
-    def _ladder(self, widest: int) -> list[Level]:
-        most = self.num_centroids
-        powers = [2**bits for bits in range(1, 17)]
-        levels = [Level(1, centroids) for centroids in powers if centroids < most]
-        for num_parts in (p for p in range(1, widest + 1) if widest % p == 0):
-            size = row_bytes(num_parts, bits_of(most))
-            levels.append(Level(num_parts, most))
-            levels += [
-                Level(num_parts, centroids)
-                for centroids in powers
-                if most < centroids <= MOST_CENTROIDS
-                and (num_parts == widest or row_bytes(num_parts, bits_of(centroids)) == size)
-            ]
-        return levels
+        most = max(self.num_centroids, MOST_CENTROIDS)
+        levels = [
+            Level(num_parts, 2**bits)
+            for num_parts in range(1, widest + 1)
+            for bits in range(1, 17)
+            if widest % num_parts == 0 and 2**bits <= most
+        ]
+        allowed = budget.allowed_bytes(specs)
+        for level in sorted(levels, key=Level.rank, reverse=True):
+            if sum(serving_parts(specs, self._forms(specs, level)).values()) <= allowed:
+                return level
+        return min(levels, key=Level.rank)
 
     def _forms(self, specs: Sequence[TableSpec], level: Level) -> dict[str, CodeForm]:
         widest = max(spec.embedding_dim for spec in specs)

@@ -94,7 +94,8 @@ class Blocks:
 
     def programs(self) -> dict[str, Program]:
         """Return the steps from an id of each table to its row among the blocks."""
-        found, first = {}, 0
+        found: dict[str, Program] = {}
+        first = 0
         for spec in self.specs:
             step = Blocked(buffer=self.name, block_rows=self.block_rows)
             found[spec.name] = (Offset(first=first), step) if first else (step,)

@@ -67,7 +67,7 @@ class Similarity:
         size = max(1, _CHUNK // blocks.shape[1])
         parts = [
             (blocks[a] - blocks[b]).abs().kthvalue(rank, dim=1).values
-            for a, b in zip(first.split(size), second.split(size), strict=True)
+            for a, b in zip(torch.split(first, size), torch.split(second, size), strict=True)
         ]
         return torch.cat(parts) if parts else blocks.new_empty(0)
 

@@ -24,7 +24,7 @@ class DPQ(CodingMethod):
     Args:
         variant: "sx", softmax with values beside keys, or "vq", nearest centroids.
         num_parts: see `CodingMethod`.
-        num_centroids: K.
+        num_centroids: K, where there is no budget.
         temperature: of the softmax.
         batch_norm: whether the scores of a centroid are normalised over the batch; None for those
             of SX alone.

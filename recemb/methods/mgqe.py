@@ -25,14 +25,13 @@ from recemb.tables.spec import TableSpec
 class MGQE(CodingMethod):
     """Multi-granular quantised embeddings; sizes and budgets are those of `CodingMethod`.
 
-    The tail's centroids are the same share of all, whatever number the budget chooses. Training
-    holds the full queries: this saves memory in serving alone.
+    Training holds the full queries: this saves memory in serving alone.
 
     Args:
         variant: "vq" or "sx", see `DPQ`.
         num_parts: see `CodingMethod`.
-        num_centroids: K, of frequent ids.
-        tail_centroids: of the others, at most K.
+        num_centroids: K, of frequent ids, where there is no budget.
+        tail_centroids: of the others, at most K; with a budget they are the same share of K.
         head_share: share of a table's ids that are frequent.
         temperature: of the softmax.
         batch_norm: whether the scores of a centroid are normalised over the batch; None for those

@@ -138,8 +138,8 @@ class Quantizer(RowTransform):
         """Return the vectors (N, D), quantised."""
         places, sizes = torch.unique_consecutive(tables, return_counts=True)
         found, counts = [], sizes.tolist()
-        runs = zip(places.tolist(), vectors.split(counts), rows.split(counts), strict=True)
-        for place, queries, its in runs:
+        parts = (torch.split(vectors, counts), torch.split(rows, counts))
+        for place, queries, its in zip(places.tolist(), *parts, strict=True):
             if place in self._forms:
                 queries = self._quantise(place, queries, its)
             found.append(queries)
@@ -276,6 +276,7 @@ class Quantizer(RowTransform):
         if f"is_head_{place}" not in self._buffers:
             return scores
         tail = self._forms[place].tail_centroids
+        assert tail is not None
         at = (rows - self.group.first_rows[place]).clamp(min=0).long()
         is_tail = ~self.get_buffer(f"is_head_{place}")[at]
         is_beyond = torch.arange(scores.shape[2], device=scores.device) >= tail
@@ -286,7 +287,8 @@ class Quantizer(RowTransform):
         """Return the codes (N, P) int64 of queries (N, D) as serving has them."""
         form, found = self._forms[place], []
         size = max(1, _CHUNK // (form.num_parts * form.num_centroids))
-        for its, at in zip(queries.split(size), rows.split(size), strict=True):
+        parts = (torch.split(queries, size), torch.split(rows, size))
+        for its, at in zip(*parts, strict=True):
             scores = self._exact_scores(place, self._split(place, its))
             scores = self._allowed(place, self._normal_of_serving(place, scores), at)
             found.append(scores.argmax(dim=2))
