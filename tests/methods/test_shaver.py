@@ -158,3 +158,14 @@ def test_a_run_killed_between_orders_keeps_those_that_are_done(staged, monkeypat
     calls.clear()
     run()
     assert len(calls) == columns + 1
+
+
+def test_losses_of_the_validation_batches_are_the_evaluation_s(staged):
+    method = Shaver(num_orders=1, finetune=False)
+    context = staged(method.stages, epochs=1)
+    tables = method.run(context)
+    num_batches = context.prepared.num_batches("val", batch_size=100)
+    batches = [context.validation_batch(position) for position in range(num_batches)]
+    total = sum(context.loss(tables, batch) * len(batch) for batch in batches)
+    mean = total / sum(len(batch) for batch in batches)
+    assert mean == pytest.approx(context.evaluate(tables)["val/logloss"], rel=1e-5)
