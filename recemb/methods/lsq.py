@@ -120,7 +120,8 @@ class LearnedSteps(FakeQuantised):
         count, total, squares = moments
         mean = total / count
         deviation = (squares / count - mean**2).clamp(min=0).sqrt()
-        return ((mean.abs() + 3 * deviation) / -self.integers.low).clamp(min=_SMALLEST_STEP)
+        steps: Tensor = (mean.abs() + 3 * deviation) / -self.integers.low
+        return steps.clamp(min=_SMALLEST_STEP)
 
 
 class LSQ(QuantisedMethod):

@@ -130,7 +130,7 @@ def even_layout(
     num = int(torch.searchsorted(cost.cumsum(0), spare, right=True))
     classes = torch.full((sum(sizes),), place, dtype=torch.uint8)
     classes[order[:num]] = place + 1
-    parts = classes.split(sizes)
+    parts = torch.split(classes, sizes)
     return layout({spec.name: part for spec, part in zip(wide, parts, strict=True)})
 
 
@@ -198,7 +198,7 @@ def _within(
     chosen = _classes(probabilities, least)
     if allowed_bytes is None or num_bytes(chosen) <= allowed_bytes:
         return chosen
-    found = torch.cat([p.flatten() for p in probabilities.values()]).unique()
+    found = torch.unique(torch.cat([p.flatten() for p in probabilities.values()]))
     levels = [least, *found[found > least].tolist()]
     low, high = 0, len(levels)  # levels[low] is too small.
     while high - low > 1:

@@ -157,7 +157,7 @@ class MixedRows(RowSource):
             rows = (classes == place).nonzero().view(-1)
             if not bits:
                 continue
-            for its in rows.split(_CHUNK_ROWS):
+            for its in torch.split(rows, _CHUNK_ROWS):
                 codes = integers[its].int() - Integers(bits=bits).low
                 at = begins[its].unsqueeze(1) + torch.arange(
                     form.row_bytes[place], device=its.device

@@ -53,12 +53,12 @@ class Integers:
     @property
     def low(self) -> int:
         """Return the least one."""
-        return -(2 ** (self.bits - 1))
+        return -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
         """Return the largest one."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def nearest(self, units: Tensor) -> Tensor:
         """Return the nearest integers, as floats; halves go to even ones."""
