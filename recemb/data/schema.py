@@ -97,7 +97,7 @@ class Schema:
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Return the names of the categorical features, in order, then those of the histories."""
-        return tuple(c.name for c in (*self.categorical, *self.histories))
+        return (*(c.name for c in self.categorical), *(h.name for h in self.histories))
 
     def column(self, feature: str) -> Categorical:
         """Return the column of a feature; of a history, the one whose ids it shares.
