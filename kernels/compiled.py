@@ -3,7 +3,7 @@
 import functools
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class _Compiled:
 
     def __init__(self, function: TensorFunction) -> None:
         self._function = function
-        self._codes: dict[object, Callable[..., object]] = {}
+        self._codes: dict[object, Callable[..., Sequence[Tensor]]] = {}
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         tensors = tuple(t if t.is_contiguous() else t.contiguous() for t in tensors)
@@ -51,8 +51,7 @@ class _Compiled:
         code = self._codes.get(key)
         if code is None:
             code = self._codes[key] = _compile(self._function, tensors)
-        (found,) = code(*tensors)
-        return found
+        return code(*tensors)[0]
 
 
 class _Module(nn.Module):
@@ -66,11 +65,16 @@ class _Module(nn.Module):
         return self._function(*tensors)
 
 
-def _compile(function: TensorFunction, tensors: tuple[Tensor, ...]) -> Callable[..., object]:
+def _compile(
+    function: TensorFunction, tensors: tuple[Tensor, ...]
+) -> Callable[..., Sequence[Tensor]]:
     """Return code for tensors like these, whatever the size of dimensions that are not 1 here."""
     sizes = tuple(
         tuple(torch.export.Dim.STATIC if size == 1 else torch.export.Dim.AUTO for size in t.shape)
         for t in tensors
     )
     program = torch.export.export(_Module(function), tensors, dynamic_shapes=(sizes,))
-    return torch._inductor.standalone_compile(program.graph_module, list(tensors))
+    code: Callable[..., Sequence[Tensor]] = torch._inductor.standalone_compile(
+        program.graph_module, list(tensors)
+    )
+    return code

@@ -84,8 +84,7 @@ class CopyProcess:
     def lag_chances(self, longest: int) -> NDArray[np.float64]:
         """Return the chances of the lags 1 to `longest`, (longest,)."""
         stop = 1 / self.mean_lag
-        chances: NDArray[np.float64] = stop * (1 - stop) ** np.arange(longest)
-        return chances
+        return np.asarray(stop * (1 - stop) ** np.arange(longest), np.float64)
 
     def draw(self, num_users: int, length: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """Return the items and categories (U, length) of some users."""

@@ -292,15 +292,16 @@ def _samples(
         spans = np.stack([starts, places], axis=1) + first
         labels = np.zeros((len(owners), num), np.uint8)
         labels[:, 0] = 1
-        ids = ids.reshape(-1, 3)
+        rows = ids.reshape(-1, 3)
         is_by_user = protocol.group == "user"
+        groups = np.repeat(log.users[owners], num) if is_by_user else rows[:, 1].astype("<i8")
         yield (
             split,
             EncodedRows(
                 labels=labels.reshape(-1),
                 dense=np.empty((len(labels) * num, 0), np.float32),
-                ids=ids,
-                groups=np.repeat(log.users[owners], num) if is_by_user else ids[:, 1].astype("<i8"),
+                ids=rows,
+                groups=groups,
                 spans=np.repeat(spans, num, axis=0),
             ),
         )

@@ -96,7 +96,7 @@ def role_gradients(
         grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     is_valid = inputs.is_valid
     ids = torch.cat([batch.features[part.history].values(), batch.features[part.target].values()])
-    distinct, places = ids.unique(return_inverse=True)
+    distinct, places = torch.unique(ids, return_inverse=True)
 
     def by_row(history: Tensor, target: Tensor) -> Tensor:
         grad = torch.cat([history[is_valid], target])

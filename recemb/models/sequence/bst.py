@@ -111,8 +111,9 @@ class BST(ClickModel):
         num, size, width = tokens.shape
         heads = self.mixed(tokens).view(num, size, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
+        query, key, value = heads.unbind(0)
         attended = F.scaled_dot_product_attention(
-            *heads.unbind(0), attn_mask=mask[:, None, None, :], dropout_p=dropout
+            query, key, value, attn_mask=mask[:, None, None, :], dropout_p=dropout
         )
         joined = self.joined(attended.transpose(1, 2).reshape(num, size, width))
         tokens = self.norms[0](tokens + F.dropout(joined, self.dropout, self.training))

@@ -70,10 +70,9 @@ class SDIM(SequenceModel):
         """Return, for each group, 1 for the behaviours in the target's bucket, (B, G, L)."""
         with torch.no_grad():
             keys = [p.attention for p in self.parts]
-            behaviours = signs(inputs.history(keys), self.planes).unflatten(
-                2, (self.num_groups, -1)
-            )
-            target = signs(inputs.target(keys), self.planes).unflatten(1, (self.num_groups, -1))
+            groups = (self.num_groups, -1)
+            behaviours = torch.unflatten(signs(inputs.history(keys), self.planes), 2, groups)
+            target = torch.unflatten(signs(inputs.target(keys), self.planes), 1, groups)
             is_equal = (behaviours == target.unsqueeze(1)).all(dim=3)
             found = (is_equal & inputs.is_valid.unsqueeze(2)).transpose(1, 2).float()
         return Weights(retrieved=found, full=found)

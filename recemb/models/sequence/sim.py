@@ -108,8 +108,8 @@ class SIM(SequenceModel):
             found = most_recent(is_same, is_valid, self.top_k)
             full = is_valid / is_valid.sum(1, keepdim=True).clamp(min=1)
         # <K_h e, Q_h v> = <e, K_h' Q_h v>, so that no map reads the history.
-        heads = self.query(target).unflatten(1, (self.num_heads, -1))
-        maps = self.key.weight.unflatten(0, (self.num_heads, -1))
+        heads = torch.unflatten(self.query(target), 1, (self.num_heads, -1))
+        maps = torch.unflatten(self.key.weight, 0, (self.num_heads, -1))
         mapped = torch.einsum("bhk,hkd->bhd", heads, maps)
         scores = torch.bmm(mapped, history.transpose(1, 2)) / math.sqrt(heads.shape[2])
         num = len(scores)
@@ -120,6 +120,6 @@ class SIM(SequenceModel):
     def features(self, sums: Tensor, target: Tensor, context: Tensor) -> Tensor:
         """Return what the heads read; sums of several heads (B, H, D) are mapped head by head."""
         if sums.dim() == 3:
-            maps = self.value.weight.unflatten(0, (self.num_heads, -1))
+            maps = torch.unflatten(self.value.weight, 0, (self.num_heads, -1))
             sums = torch.einsum("bhd,hkd->bhk", sums, maps).flatten(1)
         return super().features(sums, target, context)

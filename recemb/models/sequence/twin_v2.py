@@ -101,7 +101,7 @@ class Clusters:
         example = torch.arange(len(ids), device=ids.device).unsqueeze(1)
         # Padding is in a cluster of its own.
         keys = example * (int(ids.max()) + 2) + torch.where(is_valid, ids + 1, 0)
-        distinct, self._cluster = keys.view(-1).unique(return_inverse=True)
+        distinct, self._cluster = torch.unique(keys.view(-1), return_inverse=True)
         self._num = len(distinct)
         places = torch.arange(ids.numel(), device=ids.device)
         first = places.new_full((self._num,), ids.numel())
