@@ -216,13 +216,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m recemb.kernels.aot", description=__doc__)
     parser.add_argument("--kernel", action="append", help="folder; default: all")
     parser.add_argument("--target", action="append", help=f"default: {', '.join(TARGETS)}")
+    parser.add_argument("--ends", action="store_true", help="a kernel's first and last case alone")
     parser.add_argument("--csv", help="also write the reports here")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         raise SystemExit("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     reports = []
     for kernel in arguments.kernel or kernel_names():
-        for case in cases_of(kernel):
+        cases = cases_of(kernel)
+        for case in [cases[0], cases[-1]] if arguments.ends else cases:
             for target in arguments.target or TARGETS:
                 report = compile_case(case, target, kernel=kernel)
                 reports.append(report)

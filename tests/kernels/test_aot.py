@@ -36,11 +36,19 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
+EVERY_CASE = pytest.param((), marks=pytest.mark.slow, id="every case")
+"""Some 350 compilations of about a second, see `make test-all`."""
+
+
+@pytest.mark.parametrize("words", [pytest.param(("--ends",), id="two cases"), EVERY_CASE])
 @pytest.mark.parametrize("kernel", aot.kernel_names())
-def test_kernel_compiles_for_every_target(kernel: str, tmp_path: Path) -> None:
+def test_kernel_compiles_for_every_target(
+    kernel: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
     table = tmp_path / "report.csv"
+    named = ("--kernel", kernel, "--csv", str(table))
     done = subprocess.run(
-        [sys.executable, "-m", "recemb.kernels.aot", "--kernel", kernel, "--csv", str(table)],
+        [sys.executable, "-m", "recemb.kernels.aot", *named, *words],
         env=environment(),
         capture_output=True,
         text=True,
