@@ -122,7 +122,7 @@ def test_a_data_set_is_prepared_and_trained_on(
         *("trainer.batch_size=64", "trainer.max_steps=3", "trainer.num_threads=1"),
         *(f"paths.run={tmp_path}/run", f"paths.cache={tmp_path}/cache"),
     ]
-    overrides.append(f"+data.raw={raw}" if "data=table" in overrides else f"data.raw={raw}")
+    overrides.append(f"data.raw={raw}")
     GlobalHydra.instance().clear()
     with initialize_config_module("recemb.conf", version_base="1.3"):
         summary = train(compose("train", overrides=overrides))
