@@ -1,6 +1,7 @@
 """Code that Inductor compiles for the CPU, where there is a compiler."""
 
 import functools
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -73,7 +74,14 @@ def _compile(
         tuple(torch.export.Dim.STATIC if size == 1 else torch.export.Dim.AUTO for size in t.shape)
         for t in tensors
     )
-    program = torch.export.export(_Module(function), tensors, dynamic_shapes=(sizes,))
+    log = logging.getLogger("torch.fx._symbolic_trace")
+    level = log.level
+    # It warns users of torch.export of what does not concern them.
+    log.setLevel(logging.ERROR)
+    try:
+        program = torch.export.export(_Module(function), tensors, dynamic_shapes=(sizes,))
+    finally:
+        log.setLevel(level)
     code: Callable[..., Sequence[Tensor]] = torch._inductor.standalone_compile(
         program.graph_module, list(tensors)
     )
