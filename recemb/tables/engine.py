@@ -4,7 +4,7 @@ Shapes: `B` examples, `S` lookups of a unit, `N` ids, `D` a group's width.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +132,63 @@ class Pass:
         return [[next(rest) for _ in unit.unit.groups] for unit in self.units]
 
 
-class Engine(nn.Module):
-    """The memory of a plan's tables, and the passes over it.
+class RowPass(Protocol):
+    """The lookups of several units, done together, and updated together."""
+
+    units: tuple[UnitLookup, ...]
+    is_held: bool
+
+    def __call__(self, features: KeyedJaggedTensor, /) -> Read:
+        """Return what the units read of `features`."""
+        ...
+
+
+class RowEngine(nn.Module):
+    """The memory of a plan's tables, or of what one process holds of it, and the passes over it.
 
     Attributes:
-        stores: the memory of each group.
+        stores: the memory.
+        updaters: one for each store.
         pooled: reads what pooled outputs need.
         sequences: reads what sequences need.
+    """
+
+    stores: Sequence[GroupStore]
+    updaters: Sequence[Updater]
+    pooled: RowPass
+    sequences: RowPass
+
+    def store_of(self, table: str) -> GroupStore:
+        """Return the store that holds the physical table `table`."""
+        for store in self.stores:
+            if any(t.name == table for t in store.group.tables):
+                return store
+        raise AssertionError(f"no table '{table}'")
+
+    def hold(self, flag: bool) -> None:
+        """Treat rows as constants, while `flag` is True."""
+        self.pooled.is_held = self.sequences.is_held = flag
+
+
+class EngineFactory(Protocol):
+    """What makes an engine; the arguments are those of `Engine`."""
+
+    def __call__(
+        self,
+        layout: Layout,
+        *,
+        optimizer: TableOptimizer | None,
+        backend: Backend,
+        bounds: BoundsCheck,
+        buffers: Buffers,
+        device: torch.device,
+    ) -> RowEngine:
+        """Return the engine."""
+        ...
+
+
+class Engine(RowEngine):
+    """The memory of a plan's tables in one process, and the passes over it.
 
     Args:
         layout: groups and units.
@@ -177,17 +227,6 @@ class Engine(nn.Module):
         # Registered so that .to() and .train() reach them; the attributes above keep their types.
         self.units = nn.ModuleList([*pooled, *sequences])
         self.memory = nn.ModuleList(self.stores)
-
-    def store_of(self, table: str) -> GroupStore:
-        """Return the store that holds the physical table `table`."""
-        for store in self.stores:
-            if any(t.name == table for t in store.group.tables):
-                return store
-        raise AssertionError(f"no table '{table}'")
-
-    def hold(self, flag: bool) -> None:
-        """Treat rows as constants, while `flag` is True."""
-        self.pooled.is_held = self.sequences.is_held = flag
 
     def _unit(self, unit: Unit) -> UnitLookup:
         fits = max(self._layout.groups[g].num_rows for g in unit.groups) < _INT32_ROWS
