@@ -170,23 +170,6 @@ class RowEngine(nn.Module):
         self.pooled.is_held = self.sequences.is_held = flag
 
 
-class EngineFactory(Protocol):
-    """What makes an engine; the arguments are those of `Engine`."""
-
-    def __call__(
-        self,
-        layout: Layout,
-        *,
-        optimizer: TableOptimizer | None,
-        backend: Backend,
-        bounds: BoundsCheck,
-        buffers: Buffers,
-        device: torch.device,
-    ) -> RowEngine:
-        """Return the engine."""
-        ...
-
-
 class Engine(RowEngine):
     """The memory of a plan's tables in one process, and the passes over it.
 
