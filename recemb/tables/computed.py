@@ -158,6 +158,13 @@ class ComputedTables(Tables):
             )
         return self.sources[self.source_of[spec.name]].truth(spec.name, ids.long())
 
+    def stored_vectors(self, key: str) -> Tensor | None:
+        """Return the table whose row `i` is the vector of id `i`; None for computed vectors."""
+        spec, feature = self.outputs[key]
+        if self.planned is None or spec.name in self.source_of:
+            return None
+        return self.planned.stored_vectors(self._stored_key[spec.name, feature])
+
     def storage(self) -> Storage:
         """Return the exact bytes; the dense optimizer's state is not among them."""
         sources = list(self.sources.values())

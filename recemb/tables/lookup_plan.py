@@ -134,6 +134,13 @@ class Output:
         return self.lookups if self.importance is None else (*self.lookups, self.importance)
 
     @property
+    def is_stored(self) -> bool:
+        """Return whether the vector of id `i` is row `i` of one table, as it is."""
+        (lookup, *others) = self.all_lookups
+        is_made = others or lookup.program or self.projection is not None or self.padding
+        return not is_made and lookup.row.is_identity
+
+    @property
     def is_linear(self) -> bool:
         """Return whether pooling first and combining afterwards gives the same vector.
 

@@ -13,10 +13,11 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from recemb.tables.backend import Backend, check_backend
 from recemb.tables.bounds import Bounds, BoundsCheck
 from recemb.tables.compose import Composer, RowPrograms, combine, project
-from recemb.tables.engine import Engine, Pass
+from recemb.tables.engine import Engine, RowEngine, RowPass
 from recemb.tables.gather import gather_rows
+from recemb.tables.ingredients import Ingredients, plan_buffers
 from recemb.tables.initial import Initial, draw_weights
-from recemb.tables.layout import Unit, group_tables, lay_out
+from recemb.tables.layout import Layout, Unit, group_tables, lay_out
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.named_tensors import NamedTensors
 from recemb.tables.optimizer import TableOptimizer
@@ -56,6 +57,9 @@ class PlannedTables(Tables):
         seed: of the initial weights.
         device: where the tables live; "meta" allocates nothing.
 
+    Attributes:
+        ingredients: what is needed to make these tables elsewhere; on the meta device alone.
+
     Raises:
         ValueError: on an unknown word, or if plan, specs and buffers do not fit each other.
     """
@@ -88,17 +92,10 @@ class PlannedTables(Tables):
         self._check_outputs()
         self._bounds = BoundsCheck(bounds)
         self._device = torch.device("cpu" if device is None else device)
-        self.plan_buffers = self._checked(buffers or {})
+        self.plan_buffers = plan_buffers(plan, buffers or {}, self._device)
         self.transforms = Transforms(group_tables(plan), transform).to(self._device)
         layout = lay_out(plan, composed=self.transforms.composed)
-        self.engine = Engine(
-            layout,
-            optimizer=optimizer,
-            backend=backend,
-            bounds=self._bounds,
-            buffers=self.plan_buffers,
-            device=self._device,
-        )
+        self.engine = self._make_engine(layout)
         self.projections = NamedTensors(
             {
                 p.name: torch.empty(p.in_width, p.out_width, device=self._device)
@@ -117,8 +114,17 @@ class PlannedTables(Tables):
             )
             for units in (layout.pooled, layout.sequences)
         ]
+        self.ingredients: Ingredients | None = None
         if self._device.type != "meta":
-            draw_weights(plan, self.table, self.projections, initial or {}, seed)
+            self._draw(initial or {}, seed)
+        else:
+            self.ingredients = Ingredients(
+                backend=backend,
+                bounds=bounds,
+                buffers=buffers or {},
+                initial=initial or {},
+                seed=seed,
+            )
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Return one pooled vector per key and example, contiguous (B, sum of D).
@@ -188,13 +194,21 @@ class PlannedTables(Tables):
         vectors = []
         for lookup in output.all_lookups:
             rows = run_program(lookup.program, ids.long(), self.plan_buffers)
-            table = self.engine.store_of(lookup.table).table(lookup.table)
-            vector = gather_rows(table, rows.clamp(min=0))
+            vector = self._rows_of(lookup.table, rows.clamp(min=0))
             vector = vector * (self.plan.table(lookup.table).step or 1.0)
             vector = vector.masked_fill((rows < 0).unsqueeze(1), 0)
             vector = self.transforms.apply_to_rows(lookup.table, vector, rows)
             vectors.append(programs.apply(lookup.row, vector, rows))
         return project(output, combine(output, vectors), self.projections)
+
+    def stored_vectors(self, key: str) -> Tensor | None:
+        """Return the table (num_embeddings, D) whose row `i` is the vector of id `i`, or None."""
+        output = self._output_of[key]
+        if self.transforms.by_group or not output.is_stored:
+            return None
+        table = self.plan.table(output.lookups[0].table)
+        is_whole = table.num_rows == output.num_ids and table.step is None
+        return self.table(table.name).detach() if is_whole and "float" in table.dtype else None
 
     def storage(self) -> Storage:
         """Return the exact bytes: what serving needs, part by part, and what training adds."""
@@ -216,7 +230,7 @@ class PlannedTables(Tables):
             train={**serve, "optimizer_state": state + counts},
         )
 
-    def freeze(self) -> "PlannedTables":
+    def freeze(self) -> Tables:
         """Return the same weights, shared, without optimizer state or gradients, in eval mode.
 
         Raises:
@@ -286,7 +300,26 @@ class PlannedTables(Tables):
         """Return the weights (num_rows, width) of a physical table, a view."""
         return self.engine.store_of(name).table(name)
 
-    def _units_of(self, reading: Pass) -> list[Unit]:
+    def _make_engine(self, layout: Layout) -> RowEngine:
+        """Return the memory of the tables and what reads it."""
+        return Engine(
+            layout,
+            optimizer=self.optimizer,
+            backend=self.backend,
+            bounds=self._bounds,
+            buffers=self.plan_buffers,
+            device=self._device,
+        )
+
+    def _draw(self, initial: Mapping[str, Initial | Tensor], seed: int) -> None:
+        """Draw all weights."""
+        draw_weights(self.plan, self.table, self.projections, initial, seed)
+
+    def _rows_of(self, table: str, rows: Tensor) -> Tensor:
+        """Return rows (N,) of a physical table, (N, D), as they are stored, in float32."""
+        return gather_rows(self.table(table), rows)
+
+    def _units_of(self, reading: RowPass) -> list[Unit]:
         return [unit.unit for unit in reading.units]
 
     def _check_outputs(self) -> None:
@@ -303,26 +336,6 @@ class PlannedTables(Tables):
                 f"PlannedTables: plan and specs differ in feature, pooling or order of "
                 f"{wrong or 'their keys'}; make one output of the plan for each key of the specs"
             )
-
-    def _checked(self, buffers: Mapping[str, Tensor]) -> NamedTensors:
-        """Return the buffers, if they are what the plan needs.
-
-        Raises:
-            ValueError: if one that the plan names is missing, or holds a value that is too large.
-        """
-        lookups = [lookup for o in self.plan.outputs for lookup in o.all_lookups]
-        needed = set(self.plan.buffers) | {b for lookup in lookups for b in lookup.row.buffers}
-        if missing := sorted(needed - buffers.keys()):
-            raise ValueError(f"PlannedTables: the plan reads buffers {missing}; pass them")
-        for name, limit in self.plan.buffers.items():
-            if buffers[name].device.type != "meta" and buffers[name].numel():
-                largest = int(buffers[name].max())
-                if largest >= limit:
-                    raise ValueError(
-                        f"PlannedTables: buffer '{name}' holds {largest}, but the plan says that "
-                        f"its values are below {limit}"
-                    )
-        return NamedTensors(buffers, self._device)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the names, for a state_dict, and the tensors that are not rows."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from recemb.tables.engine import Engine
+from recemb.tables.engine import RowEngine
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
 from recemb.tables.store import GroupStore
@@ -72,6 +72,13 @@ class Tables(nn.Module, abc.ABC):
             ValueError: on an unknown key or an id out of range.
         """
 
+    def stored_vectors(self, key: str) -> Tensor | None:
+        """Return the table (num_embeddings, D) whose row `i` is the vector of id `i`, to read from.
+
+        For kernels that gather by themselves. None where vectors are not stored as they are.
+        """
+        return None
+
     @abc.abstractmethod
     def storage(self) -> Storage:
         """Return the exact bytes, part by part."""
@@ -120,7 +127,7 @@ class Tables(nn.Module, abc.ABC):
         For losses that are to move something else alone, such as a bilevel step's on validation
         data.
         """
-        engines = [module for module in self.modules() if isinstance(module, Engine)]
+        engines = [module for module in self.modules() if isinstance(module, RowEngine)]
         for engine in engines:
             engine.hold(True)
         try:

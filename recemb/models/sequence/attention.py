@@ -1,6 +1,6 @@
 """Attention of the target over its history.
 
-Shapes: `B` examples, `L` places in a history, `D` width of all parts side by side.
+Shapes: `B` examples, `L` places in a history, `H` sums, `D` width of all parts side by side.
 """
 
 import math
@@ -40,3 +40,18 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
     # A row without any place is NaN all over, in the forward and in the backward pass.
     return torch.where(mask.any(dim=1, keepdim=True), weights, 0)
+
+
+def weighted_sums(weights: Sequence[Tensor], history: Tensor) -> list[Tensor]:
+    """Return the sums (B, D), or (B, H, D), that each of `weights` gives.
+
+    One product for all: the history is read once, and its gradient written once.
+
+    Args:
+        weights: (B, L) or (B, H, L) each.
+        history: (B, L, D).
+    """
+    blocks = [w if w.dim() == 3 else w.unsqueeze(1) for w in weights]
+    sums = torch.bmm(torch.cat(blocks, dim=1).to(history.dtype), history)
+    found = torch.split(sums, [block.shape[1] for block in blocks], dim=1)
+    return [s if w.dim() == 3 else s.squeeze(1) for s, w in zip(found, weights, strict=True)]

@@ -20,13 +20,23 @@ def top_k(scores: Tensor, is_valid: Tensor, k: int) -> Tensor:
         is_valid: (B, L) which places hold a behaviour.
         k: K, at least 1; may exceed L.
     """
-    size = scores.shape[1]
-    if k >= size:
+    if k >= scores.shape[1]:
         return is_valid
-    # No two keys are equal, so nothing is left to topk's own order.
-    keys = torch.where(is_valid, _ordered(scores.detach()), torch.iinfo(torch.int64).min)
-    chosen = torch.zeros_like(is_valid).scatter_(1, keys.topk(k, sorted=False).indices, True)
-    return chosen & is_valid
+    places = _best(scores, is_valid, k)
+    return torch.zeros_like(is_valid).scatter_(1, places, True) & is_valid
+
+
+def top_places(scores: Tensor, is_valid: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return where the K greatest scores are, as `top_k` ranks them, for reading those alone.
+
+    Returns:
+        The places (B, min(K, L)), ascending, then L - 1 where there is none; and which of them are
+        found.
+    """
+    size = scores.shape[1]
+    places = _best(scores, is_valid, min(k, size))
+    places = torch.where(is_valid.gather(1, places), places, size).sort(1).values
+    return places.clamp(max=size - 1), places < size
 
 
 def most_recent(is_same: Tensor, is_valid: Tensor, k: int) -> Tensor:
@@ -45,17 +55,11 @@ def most_recent(is_same: Tensor, is_valid: Tensor, k: int) -> Tensor:
     return top_k((place + size * is_same).float(), is_valid, k)
 
 
-def places_of(chosen: Tensor, k: int) -> Tensor:
-    """Return the places (B, min(K, L)) of a selection, ascending, then L - 1 where there is none.
-
-    Args:
-        chosen: (B, L) bool, at most K in each row.
-        k: K.
-    """
-    size = chosen.shape[1]
-    # Descending distances from the end, those of what is not chosen last.
-    rank = torch.where(chosen, size - torch.arange(size, device=chosen.device), 0)
-    return size - rank.topk(min(k, size)).values.clamp(min=1)
+def _best(scores: Tensor, is_valid: Tensor, k: int) -> Tensor:
+    """Return the places (B, K) of the greatest scores in any order, padding where too few."""
+    # No two keys are equal, so nothing is left to topk's own order.
+    keys = torch.where(is_valid, _ordered(scores.detach()), torch.iinfo(torch.int64).min)
+    return keys.topk(k, sorted=False).indices
 
 
 def _ordered(scores: Tensor) -> Tensor:

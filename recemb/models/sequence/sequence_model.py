@@ -16,17 +16,12 @@ from torch import Tensor
 from recemb.data.batch import Batch
 from recemb.data.schema import Schema
 from recemb.models.click_model import ClickModel, log_loss_sum
-from recemb.models.sequence.attention import dot_scores, masked_softmax
+from recemb.models.sequence.attention import dot_scores, masked_softmax, weighted_sums
 from recemb.models.sequence.head import Head, draw_all, squared_norm
-from recemb.models.sequence.inputs import (
-    Padding,
-    SequenceInputs,
-    context_of,
-    ids_of,
-    look_up,
-)
+from recemb.models.sequence.inputs import SequenceInputs, look_up
 from recemb.models.sequence.part import Part, Sharing, parts_of, sequence_specs, without_time
-from recemb.models.sequence.search import places_of, top_k
+from recemb.models.sequence.retrieval import retrieve, retrieved_sums
+from recemb.models.sequence.search import top_k
 from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 
@@ -100,6 +95,14 @@ class SequenceModel(ClickModel):
     def weights(self, inputs: SequenceInputs) -> Weights:
         """Return what behaviours count."""
 
+    def product_search(self) -> int | None:
+        """Return K if what is summed are the K behaviours of greatest `dot_scores`, by softmax.
+
+        Then the search needs no other vectors than those scores do, and `weights` is not asked
+        where the auxiliary loss does not need it. None for another search, or for none.
+        """
+        return None
+
     @classmethod
     def table_specs(
         cls, schema: Schema, *, embedding_dim: int, options: Mapping[str, Any]
@@ -144,96 +147,48 @@ class SequenceModel(ClickModel):
 
     def logits_of(self, inputs: SequenceInputs) -> Tensor:
         """Return the logits (B,)."""
-        history, target = self.representations(inputs)
-        (sums,) = weighted_sums([self.weights(inputs).retrieved], history)
+        target = inputs.target([p.representation for p in self.parts])
+        sums = self._retrieved_sums(inputs)
         logits: Tensor = self.head(self.features(sums, target, inputs.context))
+        return logits
+
+    def score(self, batch: Batch, tables: Tables) -> Tensor:
+        """Return the logits (B,); in eval mode a search reads representations of what it finds."""
+        k = self.product_search()
+        if k is None or self.training or torch.is_grad_enabled():
+            return super().score(batch, tables)
+        found = retrieve(batch, tables, self.parts, k)
+        if found is None:
+            return super().score(batch, tables)
+        logits: Tensor = self.head(self.features(*found))
         return logits
 
     def loss_sum(self, inputs: SequenceInputs, labels: Tensor) -> Tensor:
         """Return the summed log loss of both heads, and the penalty of the parameters."""
-        history, target = self.representations(inputs)
-        found = self.weights(inputs)
-        heads = [(self.head, found.retrieved)]
-        if self.auxiliary_head is not None:
-            heads.append((self.auxiliary_head, found.full))
-        sums = weighted_sums([weights for _, weights in heads], history)
+        target = inputs.target([p.representation for p in self.parts])
+        heads = [self.head]
+        if self.auxiliary_head is None:
+            sums = [self._retrieved_sums(inputs)]
+        else:
+            # It needs every score and every vector; what is retrieved is made of the same.
+            heads.append(self.auxiliary_head)
+            history, _ = self.representations(inputs)
+            sums = weighted_sums(self.weights(inputs), history)
         loss = labels.new_zeros(())
-        for (head, _), its in zip(heads, sums, strict=True):
+        for head, its in zip(heads, sums, strict=True):
             loss = loss + log_loss_sum(head(self.features(its, target, inputs.context)), labels)
         if self.l2:
             loss = loss + len(labels) * self.l2 * squared_norm(self)
         return loss
 
-
-def weighted_sums(weights: Sequence[Tensor], history: Tensor) -> list[Tensor]:
-    """Return the sums (B, D), or (B, H, D), that each of `weights` gives.
-
-    One product for all: the history is read once, and its gradient written once.
-
-    Args:
-        weights: (B, L) or (B, H, L) each.
-        history: (B, L, D).
-    """
-    blocks = [w if w.dim() == 3 else w.unsqueeze(1) for w in weights]
-    sums = torch.bmm(torch.cat(blocks, dim=1).to(history.dtype), history)
-    found = torch.split(sums, [block.shape[1] for block in blocks], dim=1)
-    return [s if w.dim() == 3 else s.squeeze(1) for s, w in zip(found, weights, strict=True)]
-
-
-def two_stages(model: SequenceModel, batch: Batch, tables: Tables, k: int) -> Tensor | None:
-    """Return the logits (B,) of a model that searches by `dot_scores`, reading little.
-
-    The search reads attention vectors alone; representations are read of the K behaviours that it
-    found. Without gradients, for models in eval mode.
-
-    Returns:
-        None if an id is out of range, so that the tables' own policy decides.
-    """
-    parts = model.parts
-    padding = Padding(batch.features[parts[0].history].lengths())
-    ids = ids_of(batch, parts, padding)
-    if not all(_are_inside(ids[f], tables, key) for f, key in _reads(parts)):
-        return None
-
-    def rows(key: str, its: Tensor) -> Tensor:
-        return tables.rows(key, its.reshape(-1)).view(*its.shape, -1)
-
-    attention = {}
-    for p in parts:
-        attention[p.attention.history] = rows(p.attention.history, ids[p.history])
-        attention[p.attention.target] = rows(p.attention.target, ids[p.target])
-    inputs = SequenceInputs(
-        context=context_of(batch, tables),
-        lengths=batch.features[parts[0].history].lengths(),
-        vectors=attention,
-        ids=ids,
-    )
-    scores = dot_scores(inputs, parts)
-    places = places_of(chosen := top_k(scores, inputs.is_valid, k), k)
-    is_found = torch.arange(places.shape[1], device=places.device) < chosen.sum(1, keepdim=True)
-    weights = masked_softmax(scores.gather(1, places), is_found)
-    history = torch.cat(
-        [rows(p.representation.history, ids[p.history].gather(1, places)) for p in parts], dim=2
-    )
-    target = torch.cat([rows(p.representation.target, ids[p.target]) for p in parts], dim=1)
-    (sums,) = weighted_sums([weights], history)
-    logits: Tensor = model.head(model.features(sums, target, inputs.context))
-    return logits
-
-
-def _reads(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """Return each feature with the keys that it is read for."""
-    return [
-        (feature, key)
-        for p in parts
-        for role in (p.attention, p.representation)
-        for feature, key in ((p.history, role.history), (p.target, role.target))
-    ]
-
-
-def _are_inside(ids: Tensor, tables: Tables, key: str) -> bool:
-    limit = tables.outputs[key][0].num_ids
-    return limit is None or not ids.numel() or bool(((ids >= 0) & (ids < limit)).all())
+    def _retrieved_sums(self, inputs: SequenceInputs) -> Tensor:
+        """Return what is summed by the weights of what was found, (B, D) or (B, H, D)."""
+        k = self.product_search()
+        if k is not None:
+            return retrieved_sums(inputs, self.parts, k)
+        history, _ = self.representations(inputs)
+        (sums,) = weighted_sums([self.weights(inputs).retrieved], history)
+        return sums
 
 
 def searched(inputs: SequenceInputs, parts: Sequence[Part], k: int) -> Weights:

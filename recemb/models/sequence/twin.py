@@ -59,3 +59,7 @@ class TWIN(SequenceModel):
     def weights(self, inputs: SequenceInputs) -> Weights:
         """Return the softmax over the K behaviours most like the target, and over all."""
         return searched(inputs, self.parts, self.top_k)
+
+    def product_search(self) -> int | None:
+        """Return K."""
+        return self.top_k

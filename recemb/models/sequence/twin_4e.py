@@ -6,14 +6,9 @@ Shapes: `B` examples, `L` places in a history, `K` retrieved.
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from recemb.data.batch import Batch
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing, Width
-from recemb.models.sequence.sequence_model import SequenceModel, Weights, searched, two_stages
-from recemb.tables.tables import Tables
+from recemb.models.sequence.sequence_model import SequenceModel, Weights, searched
 
 
 class TWIN4E(SequenceModel):
@@ -71,9 +66,6 @@ class TWIN4E(SequenceModel):
         """Return the softmax over the K behaviours most like the target, and over all."""
         return searched(inputs, self.parts, self.top_k)
 
-    def score(self, batch: Batch, tables: Tables) -> Tensor:
-        """Return the logits (B,); in eval mode representations are read of what is found alone."""
-        if self.training or torch.is_grad_enabled():
-            return super().score(batch, tables)
-        logits = two_stages(self, batch, tables, self.top_k)
-        return super().score(batch, tables) if logits is None else logits
+    def product_search(self) -> int | None:
+        """Return K."""
+        return self.top_k

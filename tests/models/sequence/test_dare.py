@@ -1,11 +1,9 @@
 """DARE beside TWIN: the same numbers from tied tables, apart gradients."""
 
-import pytest
 import torch
 
 from recemb.models.sequence.dare import DARE
 from recemb.models.sequence.twin import TWIN
-from recemb.models.sequence.twin_4e import TWIN4E
 
 LENGTHS = [9, 3, 6, 1, 4]
 # Gradients of one table and of two are sums of the same products in another order.
@@ -96,33 +94,3 @@ def test_roles_and_columns_have_widths_of_their_own(make, draw) -> None:
     assert [p.attention.dim for p in model.parts] == [2, 4, 6]
     assert [p.representation.dim for p in model.parts] == [8, 8, 8]
     assert model.eval().score(draw(LENGTHS), tables).shape == (5,)
-
-
-@pytest.mark.parametrize("kind", [DARE, TWIN4E])
-def test_scores_in_two_stages_are_those_in_one(make, draw, kind) -> None:
-    model, tables = make(kind, attention_dim=2, top_k=3)
-    batch = draw([9, 3, 0, 2, 5])
-    model.eval()
-    one = model.score(batch, tables)
-    with torch.no_grad():
-        two = model.score(batch, tables)
-    torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
-
-
-def test_the_second_stage_reads_representations_of_what_was_found_alone(make, draw) -> None:
-    model, tables = make(DARE, top_k=3)
-    read, rows = [], tables.rows
-    tables.rows = lambda key, ids: (read.append((key, ids.numel())), rows(key, ids))[1]
-    with torch.no_grad():
-        model.eval().score(draw([9, 7]), tables)
-    sizes = dict(read)
-    assert sizes["item_history@item.attention"] == 2 * 9
-    assert sizes["item_history@item.representation"] == 2 * 3
-
-
-def test_an_id_out_of_range_is_left_to_the_tables(make, draw) -> None:
-    model, tables = make(DARE)
-    batch = draw([4])
-    batch.features["item_history"].values()[1] = 10_000
-    with torch.no_grad(), pytest.raises(ValueError, match="has id 10000"):
-        model.eval().score(batch, tables)

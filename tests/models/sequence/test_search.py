@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from recemb.kernels.search_attention import reference
-from recemb.models.sequence.search import places_of, top_k
+from recemb.models.sequence.search import top_k, top_places
 
 # Few distinct values, so that ties are the rule; both zeros, which are one score.
 VALUES = [-torch.inf, -2.5, -1.0, -0.0, 0.0, 1e-30, 1.0, 3.0]
@@ -68,9 +68,16 @@ def test_padding_is_never_found_though_its_scores_are_best() -> None:
     assert chosen.tolist() == [[True, True, False, False]]
 
 
-def test_places_are_ascending_and_end_in_the_last_place() -> None:
-    chosen = torch.tensor([[False, True, False, True], [False, False, True, False]])
-    assert places_of(chosen, 3).tolist() == [[1, 3, 3], [2, 3, 3]]
+@settings(deadline=None, max_examples=50)
+@given(searches())
+def test_places_of_the_best_are_ascending_and_end_in_the_last_place(search) -> None:
+    scores, lengths, k = search
+    size = scores.shape[1]
+    places, is_found = top_places(scores, valid(lengths, size), k)
+    assert places.shape == (len(lengths), min(k, size))
+    for row, found, best in zip(places, is_found, brute_force(scores, lengths, k), strict=True):
+        assert found.tolist() == [True] * len(best) + [False] * (len(row) - len(best))
+        assert row.tolist() == best + [size - 1] * (len(row) - len(best))
 
 
 def test_no_gradient_goes_through_the_selection() -> None:
