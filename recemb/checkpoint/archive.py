@@ -7,7 +7,6 @@ member.
 
 import hashlib
 import json
-import mmap
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recemb.checkpoint.tensor_file import map_file
 
 DESCRIPTION = "recemb.json"
 FORMAT, FORMAT_VERSION = "recemb-export", 1
@@ -161,9 +162,8 @@ class Archive:
             )
 
     def _bytes(self, entry: zipfile.ZipInfo) -> NDArray[np.uint8]:
-        with self.path.open("rb") as file:
-            # Private: tensors made of it may be written to, the file stays as it is.
-            whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+        # Private: tensors made of it may be written to, the file stays as it is.
+        whole = map_file(self.path)
         header = whole[entry.header_offset :][:_LOCAL_HEADER_BYTES].tobytes()
         if len(header) < _LOCAL_HEADER_BYTES:
             raise self._damaged(f"its member {entry.filename} lies outside it")

@@ -1,30 +1,37 @@
 """Checkpoints as folders that appear whole or not at all, verified by checksum when read.
 
-A checkpoint is a folder with `state.pt` (tensors and plain values, read with `weights_only=True`:
-nothing in it can execute) and `manifest.json` (format version, size, SHA-256). It is written under
-a temporary name, flushed to the disk, and renamed; a process killed at any moment leaves either the
-finished folder or a temporary one that is never read and is removed by the next writer.
+A checkpoint is a folder with a manifest (plain JSON: which tensors there are, where they lie, plain
+values, checksums) and tensor files in the safetensors format. Nothing in it is a pickle, and
+nothing in it can execute. It is written under a temporary name, flushed to the disk, and renamed; a
+process killed at any moment leaves either the finished folder or a temporary one that is never read
+and is removed by the next writer.
+
+Checkpoints of format 1 are read, see `version_1`.
 """
 
-import hashlib
-import json
-import os
-import pickle
 import re
 import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
+from torch import Tensor
 
-FORMAT_VERSION = 1
-_STATE = "state.pt"
-_MANIFEST = "manifest.json"
-_UNFINISHED = ".unfinished-"
-_CHUNK_BYTES = 1 << 22
+from recemb.checkpoint import version_1
+from recemb.checkpoint.atomic import WholeFolder
+from recemb.checkpoint.checked_file import CheckedFile, write_checked
+from recemb.checkpoint.chunk_reader import ChunkReader
+from recemb.checkpoint.manifest import (
+    Manifest,
+    StoredChunk,
+    StoredTensor,
+    format_version,
+    read_manifest,
+)
+from recemb.checkpoint.plain_tree import Leaf, join, split
+from recemb.checkpoint.tensor_file import tensor_bytes
 
 
 @dataclass(frozen=True, order=True)
@@ -38,8 +45,44 @@ class CheckpointName:
         return f"{self.kind}-{self.step:010d}"
 
 
+class Checkpoints(Protocol):
+    """The checkpoints of one run, wherever and by however many processes they are written."""
+
+    folder: Path
+
+    def save(self, name: CheckpointName, state: Mapping[str, Any]) -> None:
+        """Write `state` (tensors, numbers, strings, lists, dictionaries) under a name.
+
+        Raises:
+            OSError: if the disk is full or not writable; what was there before is untouched.
+            TypeError: if the state holds anything else.
+        """
+        ...
+
+    def names(self, kind: str) -> list[CheckpointName]:
+        """Return the checkpoints of a kind, oldest first; unfinished ones do not count."""
+        ...
+
+    def load(self, name: CheckpointName) -> dict[str, Any]:
+        """Return the state of one checkpoint, tensors on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is none of that name.
+            ValueError: if it is damaged, has a newer format, or carries what could execute.
+        """
+        ...
+
+    def load_newest(self, kind: str) -> tuple[CheckpointName, dict[str, Any]] | None:
+        """Return the newest checkpoint of a kind that verifies, or None; warn of the others."""
+        ...
+
+    def remove(self, name: CheckpointName) -> None:
+        """Remove one checkpoint; it vanishes at once, whatever happens during the removal."""
+        ...
+
+
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of a run of one process; implements `Checkpoints`.
 
     Args:
         folder: where they lie; made when the first one is saved.
@@ -48,36 +91,20 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, name: CheckpointName, state: Mapping[str, Any]) -> Path:
-        """Write `state` (tensors, numbers, strings, lists, dictionaries) and return its folder.
-
-        A complete checkpoint of that name is replaced.
-
-        Raises:
-            OSError: if the disk is full or not writable; what was there before is untouched.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
-        unfinished = self.folder / f"{_UNFINISHED}{name}"
-        unfinished.mkdir()
+    def save(self, name: CheckpointName, state: Mapping[str, Any]) -> None:
+        """Write `state`; a complete checkpoint of that name is replaced. See `Checkpoints`."""
+        plain, tensors = split(state)
+        target = WholeFolder(self.folder / str(name))
         try:
-            _write_state(unfinished, state)
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise OSError(
-                f"checkpoint {self.folder / str(name)} could not be written ({error}); free some "
-                "space or set another paths.run; earlier checkpoints are untouched"
-            ) from error
-        target = self.folder / str(name)
-        if target.exists():
-            replaced = self.folder / f"{_UNFINISHED}replaced-{name}"
-            target.rename(replaced)
-            unfinished.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            unfinished.rename(target)
-        _sync(self.folder)
-        return target
+            target.begin()
+            write_folder(target.unfinished, plain, tensors)
+            target.commit()
+        except OSError as error:
+            target.abandon()
+            raise cannot_write(target.path, error) from error
+        except BaseException:
+            target.abandon()
+            raise
 
     def names(self, kind: str) -> list[CheckpointName]:
         """Return the checkpoints of a kind, oldest first; unfinished ones do not count."""
@@ -88,26 +115,8 @@ class CheckpointStore:
         return sorted(CheckpointName(kind, int(m[1])) for m in found if m)
 
     def load(self, name: CheckpointName) -> dict[str, Any]:
-        """Return the state of one checkpoint, tensors on the CPU.
-
-        Raises:
-            FileNotFoundError: if there is none of that name.
-            ValueError: if it fails its checksum, has a newer format, or carries an object that
-                could execute.
-        """
-        folder = self.folder / str(name)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no checkpoint {folder}")
-        _verify(folder)
-        try:
-            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"checkpoint {folder} holds something that is neither tensor nor plain value, and "
-                "was not opened: weights_only loading refused it"
-            ) from error
-        assert isinstance(state, dict)
-        return state
+        """Return the state of one checkpoint, tensors on the CPU. See `Checkpoints`."""
+        return read_folder(self.folder / str(name))
 
     def load_newest(self, kind: str) -> tuple[CheckpointName, dict[str, Any]] | None:
         """Return the newest checkpoint of a kind that verifies, or None; warn of the others."""
@@ -120,64 +129,94 @@ class CheckpointStore:
 
     def remove(self, name: CheckpointName) -> None:
         """Remove one checkpoint; it vanishes at once, whatever happens during the removal."""
-        doomed = self.folder / f"{_UNFINISHED}removed-{name}"
-        (self.folder / str(name)).rename(doomed)
-        shutil.rmtree(doomed)
-
-    def _remove_unfinished(self) -> None:
-        for path in self.folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(path)
+        WholeFolder.remove(self.folder / str(name))
 
 
-def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    path = folder / _STATE
-    torch.save(dict(state), path)
-    _sync(path)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "size_bytes": path.stat().st_size,
-        "sha256": _sha256(path),
-    }
-    manifest_path = folder / _MANIFEST
-    manifest_path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(manifest_path)
-    _sync(folder)
+def write_folder(folder: Path, plain: Any, tensors: Mapping[str, Leaf]) -> None:
+    """Write the files of a checkpoint that this process holds whole."""
+    file = shard_file(0, 1)
+    parts: dict[str, Tensor] = {}
+    stored: dict[str, StoredTensor] = {}
+    for name, leaf in tensors.items():
+        chunks = []
+        for offsets, values in _boxes(leaf):
+            key = add_chunk(parts, name, offsets, values)
+            chunks.append(StoredChunk(offsets, tuple(values.shape), file, key))
+        stored[name] = StoredTensor(leaf.dtype, tuple(leaf.shape), tuple(chunks))
+    files = {file: write_shard(folder / file, parts)}
+    Manifest(files, stored, plain).write(folder)
 
 
-def _verify(folder: Path) -> None:
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> CheckedFile:
+    """Write one tensor file and return its checksums."""
+    return write_checked(path, tensor_bytes(tensors))
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Return the state in a checkpoint's folder, of any format, verified, all tensors whole.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is damaged, has a newer format, or carries what could execute.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {folder}")
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        version, size, digest = (manifest[k] for k in ("format_version", "size_bytes", "sha256"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {folder} has no readable manifest ({error})") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"checkpoint {folder} has format {version}, but this recemb reads up to "
-            f"{FORMAT_VERSION}; use the version that wrote it, or a newer one"
-        )
-    state = folder / _STATE
-    if not state.is_file():
-        raise ValueError(f"checkpoint {folder}: {_STATE} is missing")
-    if state.stat().st_size != size:
-        raise ValueError(
-            f"checkpoint {folder}: {_STATE} has {state.stat().st_size} bytes, expected {size}"
-        )
-    if _sha256(state) != digest:
-        raise ValueError(f"checkpoint {folder}: {_STATE} does not match its checksum")
+        if format_version(folder) == 1:
+            return version_1.load(folder)
+        manifest = read_manifest(folder)
+        for file in manifest.files:
+            manifest.verify_file(folder, file)
+        reader = ChunkReader(folder, manifest)
+        return joined(manifest, {name: reader.whole(name) for name in manifest.tensors})
+    except ValueError as error:
+        raise ValueError(f"checkpoint {folder}: {error}") from error
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def joined(manifest: Manifest, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a manifest with these tensors.
+
+    Raises:
+        ValueError: if it is no dictionary.
+    """
+    state = join(manifest.state, tensors)
+    if not isinstance(state, dict):
+        raise ValueError(f"its state is a {type(state).__name__}, not a dictionary")
+    return state
 
 
-def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def shard_file(rank: int, num_ranks: int) -> str:
+    """Return the name of the file that one of several processes writes."""
+    return f"tensors-{rank:05d}-of-{num_ranks:05d}.safetensors"
+
+
+def add_chunk(parts: dict[str, Tensor], name: str, offsets: tuple[int, ...], values: Tensor) -> str:
+    """Put a chunk among the tensors of a file; return its name there.
+
+    That is the tensor's own for a chunk that begins at 0.
+    """
+    key = f"{name}@{','.join(map(str, offsets))}" if any(offsets) else name
+    while key in parts:
+        # Another tensor may be called what this chunk would be.
+        key += "'"
+    parts[key] = values
+    return key
+
+
+def cannot_write(path: Path, error: Exception) -> OSError:
+    """Return the error of a checkpoint that could not be written."""
+    place = next(p for p in (path, *path.parents) if p.exists())
+    free_mib = shutil.disk_usage(place).free >> 20
+    return OSError(
+        f"checkpoint {path} could not be written ({error}; {free_mib} MiB are free); free some "
+        "space or set another paths.run; earlier checkpoints are untouched"
+    )
+
+
+def _boxes(leaf: Leaf) -> list[tuple[tuple[int, ...], Tensor]]:
+    if isinstance(leaf, Tensor):
+        return [((0,) * leaf.dim(), leaf)]
+    missing = leaf.shape.numel() - sum(chunk.values.numel() for chunk in leaf.chunks)
+    if missing:
+        raise ValueError(f"{leaf}: {missing} values are held by no chunk of this process")
+    return [(chunk.offsets, chunk.values) for chunk in leaf.chunks]

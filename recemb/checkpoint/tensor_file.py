@@ -10,7 +10,9 @@ Source: https://github.com/huggingface/safetensors, section "Format" of the READ
 
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,22 @@ _NAMES: Mapping[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_TYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
+TYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _NAMES.items()}
+"""The types that files can hold, by the format's names for them."""
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Return the format's name for a type.
+
+    Raises:
+        ValueError: if the format does not have it.
+    """
+    if dtype not in _NAMES:
+        raise ValueError(
+            f"safetensors files cannot hold the type {dtype}; convert it to one of "
+            f"{[str(known) for known in _NAMES]}"
+        )
+    return _NAMES[dtype]
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -47,11 +64,11 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     Raises:
         ValueError: on a type that the format does not have.
     """
-    if odd := sorted(name for name, t in tensors.items() if t.dtype not in _NAMES):
-        raise ValueError(
-            f"tensors {odd} have the type {tensors[odd[0]].dtype}, which safetensors files cannot "
-            f"hold; convert them to one of {[str(dtype) for dtype in _NAMES]}"
-        )
+    for name, tensor in tensors.items():
+        try:
+            type_name(tensor.dtype)
+        except ValueError as error:
+            raise ValueError(f"tensor '{name}': {error}") from None
     ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {}
     end = 0
@@ -78,6 +95,12 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
             yield piece.cpu().contiguous().view(torch.uint8).numpy().data
 
 
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """Return a private map of a file: read where it is touched; what is written stays in memory."""
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+
+
 def map_tensors(data: NDArray[np.uint8], owner: str) -> dict[str, Tensor]:
     """Return the tensors of a file, which share the memory of `data`.
 
@@ -95,7 +118,7 @@ def map_tensors(data: NDArray[np.uint8], owner: str) -> dict[str, Tensor]:
         if name == "__metadata__":
             continue
         try:
-            dtype = _TYPES[entry["dtype"]]
+            dtype = TYPES[entry["dtype"]]
             shape = [int(size) for size in entry["shape"]]
             start, end = (int(place) for place in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:

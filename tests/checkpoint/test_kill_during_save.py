@@ -12,7 +12,17 @@ import torch
 
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 
-_SAVE_CALLS = {"open", "mkdir", "rename", "fsync", "write", "write_text", "rmtree", "rmdir"}
+_SAVE_CALLS = {
+    "open",
+    "mkdir",
+    "rename",
+    "fsync",
+    "write",
+    "write_text",
+    "write_bytes",
+    "rmtree",
+    "rmdir",
+}
 
 
 def save(store: CheckpointStore, step: int) -> None:

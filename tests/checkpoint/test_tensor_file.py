@@ -57,7 +57,7 @@ def test_without_the_header_there_are_as_many_bytes_as_in_the_tensors() -> None:
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"\['odd'\] have the type torch.complex64"):
+    with pytest.raises(ValueError, match=r"'odd': .* torch\.complex64"):
         file_of({"odd": torch.zeros(2, dtype=torch.complex64)})
 
 
