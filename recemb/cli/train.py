@@ -16,7 +16,7 @@ from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import prepare_from
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
-from recemb.tables.method import Budget
+from recemb.tables.method import Budget, Method
 from recemb.train.configuration import claim_folder, config_hash
 from recemb.train.experiment import Experiment, run_experiment
 from recemb.train.log import NoTracker, RunLog, TensorBoard, Tracker
@@ -90,7 +90,7 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
     """
     return Experiment(
         prepared=prepared,
-        method=instantiate(config.embedding),
+        method=method_of(config),
         model=model_class_of(config),
         model_options=model_options_of(config),
         table_optimizer=instantiate(config.optimizer.tables),
@@ -101,6 +101,36 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
         budget=budget_of(config),
         resume_command=resume_command,
     )
+
+
+def method_of(config: DictConfig) -> Method:
+    """Return the configured method.
+
+    Where the experiment has an `init_std`, methods, and parts of methods, that have one and leave
+    it null take it up.
+
+    Raises:
+        ValueError: if it is none, or a constructor refuses its arguments.
+    """
+    settings = config.embedding.copy()
+    if (std := config.get("init_std")) is not None:
+        _fill(settings, "init_std", std)
+    method = instantiate(settings)
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"embedding._target_ {settings.get('_target_')} is no method; subclass "
+            "recemb.tables.method.Method"
+        )
+    return method
+
+
+def _fill(settings: DictConfig, key: str, value: float) -> None:
+    """Set `key` wherever it is null, at any depth."""
+    for name, its in settings.items():
+        if isinstance(its, DictConfig):
+            _fill(its, key, value)
+        elif name == key and its is None:
+            settings[name] = value
 
 
 def run_folder(config: DictConfig) -> Path:

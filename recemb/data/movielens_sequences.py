@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recemb.data.behaviour_set import BehaviourSet
 from recemb.data.column import Kind
-from recemb.data.dataset import Dataset
 from recemb.data.encoder import keyed
 from recemb.data.location import file_among
 from recemb.data.movielens import complete, whole_numbers
@@ -26,69 +26,33 @@ from recemb.data.movielens_release import Attributes, find_release
 from recemb.data.parquet import ParquetFiles
 from recemb.data.preparation import prepare_once
 from recemb.data.prepared import Prepared
-from recemb.data.source import Derivation, Source
-from recemb.data.user_log import Group, Protocol, UserLog, write_samples
+from recemb.data.source import Derivation, OnBadLine, Source
+from recemb.data.user_log import UserLog, write_samples
 
 _WAY_OUT = "it says which genres the films of sequences.parquet have"
 
 
-class MovieLensSequences(Dataset):
-    """Users' films in order of time; `raw` is the folder of one release.
-
-    Args:
-        max_history: behaviours of a history at most.
-        min_behaviours: users with fewer are left out.
-        num_positives: training positives of a user, at most.
-        stride: behaviours from one of them to the next.
-        num_negatives: negatives of each positive.
-        min_history: a positive with fewer behaviours before it is left out.
-        min_count: a film gets an id from this many behaviours on.
-        group: what GAUC groups by: "user", or the "category" of the target.
-        seed: of the negatives.
-
-    Raises:
-        ValueError: on an unknown word or a number out of range.
-    """
+class MovieLensSequences(BehaviourSet):
+    """Users' films in order of time; `raw` is the folder of one release."""
 
     name = "movielens_sequences"
-
-    def __init__(
-        self,
-        *,
-        max_history: int = 100,
-        min_behaviours: int = 60,
-        num_positives: int = 19,
-        stride: int = 5,
-        num_negatives: int = 2,
-        min_history: int = 1,
-        min_count: int = 1,
-        group: Group = "user",
-        seed: int = 0,
-    ) -> None:
-        self.protocol = Protocol(
-            max_history=max_history,
-            min_behaviours=min_behaviours,
-            num_positives=num_positives,
-            stride=stride,
-            num_negatives=num_negatives,
-            min_history=min_history,
-            min_count=min_count,
-            group=group,
-            seed=seed,
-        )
 
     def prepare(self, raw: Path, out: Path, *, overwrite: bool = False) -> Prepared:
         """Return the prepared set in `out`, made from the folder `raw` if needed."""
         form = _ordered(raw) if (raw / "sequences.parquet").exists() else _rated(raw)
 
+        settings: dict[str, Any] = {"form": form.name, "protocol": asdict(self.protocol)}
+        if self.on_bad_line != "raise":
+            settings["on_bad_line"] = self.on_bad_line
+
         def write(folder: Path, facts: Mapping[str, Any]) -> None:
-            log = form.log()
+            log = form.log(self.on_bad_line)
             write_samples(lambda: [log], self.protocol, folder, facts, name=self.name)
 
         return prepare_once(
             out,
             name=self.name,
-            settings={"form": form.name, "protocol": asdict(self.protocol)},
+            settings=settings,
             sources=form.files,
             write=write,
             overwrite=overwrite,
@@ -113,10 +77,10 @@ class _Form:
     files: tuple[Path, ...]
     time: str
 
-    def log(self) -> UserLog:
+    def log(self, on_bad_line: OnBadLine) -> UserLog:
         """Return all behaviours."""
         kinds: dict[str, Kind] = {"user": "int", "item": "int", self.time: "int"}
-        chunks = list(self.source.chunks(kinds, "raise"))
+        chunks = list(self.source.chunks(kinds, on_bad_line))
         users, times, items = (
             np.concatenate([complete(chunk, name) for chunk in chunks])
             for name in ("user", self.time, "item")

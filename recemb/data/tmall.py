@@ -2,90 +2,37 @@
 
 `user_log_format1.csv` has a header: user_id, item_id, cat_id, seller_id, brand_id, time_stamp (day,
 as mmdd), action_type (0 click, 1 cart, 2 purchase, 3 favourite). Only clicks count; those of one
-day keep the order of the lines. Read out of core, see `recemb.data.user_parts`.
+day keep the order of the lines.
 
 Source: IJCAI-15 repeat buyers competition (the release); protocol of DARE, see
 `recemb.data.user_log`.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
-from recemb.data.dataset import Dataset
-from recemb.data.location import file_among
-from recemb.data.prepared import Prepared
-from recemb.data.source import OnBadLine
+from recemb.data.behaviour_set import BehaviourFile
+from recemb.data.source import Source
 from recemb.data.text import DelimitedText
-from recemb.data.user_log import Group, Protocol
-from recemb.data.user_parts import prepare_log
-
-_FILE = "user_log_format1.csv"
-_COLUMNS = {
-    "user": "user_id",
-    "time": "time_stamp",
-    "item": "item_id",
-    "category": "cat_id",
-}
-_WAY_OUT = (
-    "fetch user_log_format1.csv from https://tianchi.aliyun.com/dataset/42 and point data.raw at "
-    "it or at its folder"
-)
 
 
-class Tmall(Dataset):
-    """Users' clicks in order of time; `raw` is the file, plain or .gz, or its folder.
-
-    Args:
-        max_history: behaviours of a history at most.
-        min_behaviours: users with fewer are left out.
-        num_positives: training positives of a user, at most.
-        stride: behaviours from one of them to the next.
-        num_negatives: negatives of each positive.
-        min_count: an item gets an id from this many behaviours on.
-        group: what GAUC groups by: "user", or the "category" of the target.
-        seed: of the negatives.
-        on_bad_line: "raise" at the first bad line, or "skip" and count them.
-
-    Raises:
-        ValueError: on an unknown word or a number out of range.
-    """
+class Tmall(BehaviourFile):
+    """Users' clicks in order of time."""
 
     name = "tmall"
+    file = "user_log_format1.csv"
+    columns: ClassVar = {
+        "user": "user_id",
+        "time": "time_stamp",
+        "item": "item_id",
+        "category": "cat_id",
+    }
+    only = ("action_type", "0")
+    way_out = (
+        "fetch user_log_format1.csv from https://tianchi.aliyun.com/dataset/42 and point data.raw "
+        "at it or at its folder"
+    )
 
-    def __init__(
-        self,
-        *,
-        max_history: int = 200,
-        min_behaviours: int = 210,
-        num_positives: int = 19,
-        stride: int = 5,
-        num_negatives: int = 2,
-        min_count: int = 1,
-        group: Group = "user",
-        seed: int = 0,
-        on_bad_line: OnBadLine = "raise",
-    ) -> None:
-        self.protocol = Protocol(
-            max_history=max_history,
-            min_behaviours=min_behaviours,
-            num_positives=num_positives,
-            stride=stride,
-            num_negatives=num_negatives,
-            min_count=min_count,
-            group=group,
-            seed=seed,
-        )
-        self.on_bad_line: OnBadLine = on_bad_line
-
-    def prepare(self, raw: Path, out: Path, *, overwrite: bool = False) -> Prepared:
-        """Return the prepared set in `out`, made from `raw` if needed."""
-        file = raw if raw.is_file() else file_among(self.name, raw, [_FILE], _WAY_OUT)
-        return prepare_log(
-            self.name,
-            DelimitedText([file]),
-            self.protocol,
-            out,
-            columns=_COLUMNS,
-            only=("action_type", "0"),
-            on_bad_line=self.on_bad_line,
-            overwrite=overwrite,
-        )
+    def source(self, path: Path) -> Source:
+        """Return what reads the file."""
+        return DelimitedText([path])

@@ -116,4 +116,4 @@ def test_bad_lines_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_a_missing_file_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"UserBehavior\.csv.*tianchi"):
-        Taobao().prepare(tmp_path, tmp_path / "out")
+        Taobao(**SETTINGS).prepare(tmp_path, tmp_path / "out")

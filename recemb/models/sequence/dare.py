@@ -47,7 +47,7 @@ class DARE(SequenceModel):
         context_width: int,
         attention_dim: Width = None,
         representation_dim: Width = None,
-        top_k: int = 20,
+        top_k: int | None = 20,
         hidden_units: Sequence[int] = (200, 80),
         auxiliary_units: Sequence[int] | None = (200,),
         target_aware: bool = True,
@@ -57,6 +57,7 @@ class DARE(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=top_k,
             hidden_units=hidden_units,
             auxiliary_units=auxiliary_units,
             target_aware=target_aware,
@@ -65,7 +66,6 @@ class DARE(SequenceModel):
         )
         self.attention_dim = attention_dim
         self.representation_dim = representation_dim
-        self.top_k = top_k
 
     def weights(self, inputs: SequenceInputs) -> Weights:
         """Return the softmax over the K behaviours most like the target, and over all."""

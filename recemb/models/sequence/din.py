@@ -59,13 +59,13 @@ class DIN(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=top_k,
             hidden_units=hidden_units,
             auxiliary_units=auxiliary_units,
             target_aware=target_aware,
             l2=l2,
             init_std=init_std,
         )
-        self.top_k = top_k
         self.width = sum(p.attention.dim for p in self.parts)
         self.attention = nn.Sequential(
             nn.Linear(4 * self.width, attention_units),
@@ -85,7 +85,5 @@ class DIN(SequenceModel):
         scores = self.attention(pairs).squeeze(2).float() / self.width
         is_valid = inputs.is_valid
         full = masked_softmax(scores, is_valid)
-        if self.top_k is None:
-            return Weights(retrieved=full, full=full)
         found = best(scores, is_valid, self.top_k)
         return Weights(retrieved=masked_softmax(scores, found), full=full)

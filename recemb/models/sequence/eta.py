@@ -48,7 +48,7 @@ class ETA(SequenceModel):
         *,
         parts: Sequence[Part],
         context_width: int,
-        top_k: int = 20,
+        top_k: int | None = 20,
         num_bits: int = 48,
         hash_seed: int = 0,
         hidden_units: Sequence[int] = (200, 80),
@@ -60,13 +60,13 @@ class ETA(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=top_k,
             hidden_units=hidden_units,
             auxiliary_units=auxiliary_units,
             target_aware=target_aware,
             l2=l2,
             init_std=init_std,
         )
-        self.top_k = top_k
         width = sum(p.attention.dim for p in self.parts)
         self.register_buffer("planes", random_planes(width, num_bits, hash_seed))
 

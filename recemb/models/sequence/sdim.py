@@ -55,6 +55,7 @@ class SDIM(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=None,
             hidden_units=hidden_units,
             auxiliary_units=None,
             target_aware=target_aware,

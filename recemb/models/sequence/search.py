@@ -9,7 +9,7 @@ from torch import Tensor
 _INT32_SIGN = 2**31
 
 
-def top_k(scores: Tensor, is_valid: Tensor, k: int) -> Tensor:
+def top_k(scores: Tensor, is_valid: Tensor, k: int | None) -> Tensor:
     """Return which places (B, L) bool hold the K greatest scores; fewer where fewer are valid.
 
     Of equal scores the lower place wins, on every device, so that the result is a function of the
@@ -18,9 +18,9 @@ def top_k(scores: Tensor, is_valid: Tensor, k: int) -> Tensor:
     Args:
         scores: (B, L) float32, no NaN.
         is_valid: (B, L) which places hold a behaviour.
-        k: K, at least 1; may exceed L.
+        k: K, at least 1; may exceed L; None for all.
     """
-    if k >= scores.shape[1]:
+    if k is None or k >= scores.shape[1]:
         return is_valid
     places = _best(scores, is_valid, k)
     return torch.zeros_like(is_valid).scatter_(1, places, True) & is_valid
@@ -39,7 +39,7 @@ def top_places(scores: Tensor, is_valid: Tensor, k: int) -> tuple[Tensor, Tensor
     return places.clamp(max=size - 1), places < size
 
 
-def most_recent(is_same: Tensor, is_valid: Tensor, k: int) -> Tensor:
+def most_recent(is_same: Tensor, is_valid: Tensor, k: int | None) -> Tensor:
     """Return which places (B, L) bool hold the K most recent behaviours of the same kind.
 
     Where there are fewer, the most recent others fill the rest.
@@ -47,7 +47,7 @@ def most_recent(is_same: Tensor, is_valid: Tensor, k: int) -> Tensor:
     Args:
         is_same: (B, L) which behaviours are of that kind.
         is_valid: (B, L) which places hold a behaviour, the oldest first.
-        k: K.
+        k: K; None for all.
     """
     size = is_same.shape[1]
     place = torch.arange(size, device=is_same.device)

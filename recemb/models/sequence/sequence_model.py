@@ -2,8 +2,8 @@
 
     h = sum over behaviours of  w_i e_i        features = [v ; h ; v * h ; context]
 
-Shapes: `B` examples, `L` places in a history, `D` width of all parts' representations side by side,
-`C` width of the context.
+Shapes: `B` examples, `L` places in a history, `K` retrieved, `D` width of all parts'
+representations side by side, `C` width of the context.
 """
 
 import abc
@@ -48,6 +48,7 @@ class SequenceModel(ClickModel):
     Args:
         parts: what behaviours consist of, and where their vectors are.
         context_width: C, of dense columns and features without a history.
+        top_k: K, behaviours that the search finds; None for all.
         hidden_units: of the head.
         auxiliary_units: of a second head, which reads the attention over the whole history and adds
             its log loss in training, so that behaviours that were not found get gradients, too;
@@ -55,8 +56,8 @@ class SequenceModel(ClickModel):
         target_aware: whether v * h is among the features.
         l2: added to an example's loss: this times the sum of squares of all parameters that are no
             bias; tables are not among them.
-        init_std: every such parameter is drawn from N(0, init_std); None draws the heads' as `Head`
-            says.
+        init_std: every such parameter is drawn from N(0, init_std); None draws each as its module
+            does.
 
     Source: Feng et al., "Long-Sequence Recommendation Models Need Decoupled Embeddings", ICLR 2025,
     section 4; auxiliary loss, l2 and init_std from its released code.
@@ -70,15 +71,17 @@ class SequenceModel(ClickModel):
         *,
         parts: Sequence[Part],
         context_width: int,
-        hidden_units: Sequence[int],
-        auxiliary_units: Sequence[int] | None,
-        target_aware: bool,
-        l2: float,
-        init_std: float | None,
+        top_k: int | None = 20,
+        hidden_units: Sequence[int] = (200, 80),
+        auxiliary_units: Sequence[int] | None = (200,),
+        target_aware: bool = True,
+        l2: float = 0.0,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         self.parts = tuple(parts)
         self.context_width = context_width
+        self.top_k = top_k
         self.target_aware = target_aware
         self.l2 = l2
         self.init_std = init_std
@@ -191,7 +194,7 @@ class SequenceModel(ClickModel):
         return sums
 
 
-def searched(inputs: SequenceInputs, parts: Sequence[Part], k: int) -> Weights:
+def searched(inputs: SequenceInputs, parts: Sequence[Part], k: int | None) -> Weights:
     """Return the softmax over the K behaviours most like the target, and over all."""
     scores, is_valid = dot_scores(inputs, parts), inputs.is_valid
     return Weights(

@@ -58,7 +58,7 @@ class SIM(SequenceModel):
         *,
         parts: Sequence[Part],
         context_width: int,
-        top_k: int = 20,
+        top_k: int | None = 20,
         search: Search = "soft",
         num_heads: int = 2,
         hidden_units: Sequence[int] = (200, 80),
@@ -69,6 +69,7 @@ class SIM(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=top_k,
             hidden_units=hidden_units,
             auxiliary_units=auxiliary_units,
             target_aware=target_aware,
@@ -80,7 +81,6 @@ class SIM(SequenceModel):
             raise ValueError(f"SIM: search must be one of {get_args(Search)}, got '{search}'")
         if width % num_heads:
             raise ValueError(f"SIM: num_heads must divide the width {width}, got {num_heads}")
-        self.top_k = top_k
         self.search: Search = search
         self.num_heads = num_heads
         self.category = part_named(self.parts, "category", "SIM") if search == "hard" else None

@@ -1,71 +1,18 @@
-"""TWIN-4E: tables for search and sum, and for history and target: four.
+"""TWIN-4E: tables for search and sum, and for history and target: four."""
 
-Shapes: `B` examples, `L` places in a history, `K` retrieved.
-"""
-
-from collections.abc import Sequence
 from typing import ClassVar
 
-from recemb.models.sequence.inputs import SequenceInputs
-from recemb.models.sequence.part import Part, Sharing, Width
-from recemb.models.sequence.sequence_model import SequenceModel, Weights, searched
+from recemb.models.sequence.dare import DARE
+from recemb.models.sequence.part import Sharing
 
 
-class TWIN4E(SequenceModel):
+class TWIN4E(DARE):
     """DARE, with an item as a behaviour and as a target being two items.
 
     What an item is to the one is not learned from what it is to the other: it does worse.
-
-    Args:
-        parts: what behaviours consist of.
-        context_width: width of dense columns and features without a history.
-        attention_dim: width of attention vectors, one for all or by target column; None for the
-            experiment's embedding_dim. The tables have it from `table_specs`.
-        representation_dim: likewise, of representation vectors.
-        top_k: K.
-        hidden_units: of the head.
-        auxiliary_units: of the auxiliary head; None for none.
-        target_aware: whether the product of target and history is a feature.
-        l2: on all parameters but biases and tables.
-        init_std: of all these parameters; None draws them as `Head` does.
 
     Source: Feng et al., "Long-Sequence Recommendation Models Need Decoupled Embeddings", ICLR 2025,
     section 5, "TWIN-4E".
     """
 
     sharing: ClassVar[Sharing] = "history_target"
-
-    def __init__(
-        self,
-        *,
-        parts: Sequence[Part],
-        context_width: int,
-        attention_dim: Width = None,
-        representation_dim: Width = None,
-        top_k: int = 20,
-        hidden_units: Sequence[int] = (200, 80),
-        auxiliary_units: Sequence[int] | None = (200,),
-        target_aware: bool = True,
-        l2: float = 0.0,
-        init_std: float | None = None,
-    ) -> None:
-        super().__init__(
-            parts=parts,
-            context_width=context_width,
-            hidden_units=hidden_units,
-            auxiliary_units=auxiliary_units,
-            target_aware=target_aware,
-            l2=l2,
-            init_std=init_std,
-        )
-        self.attention_dim = attention_dim
-        self.representation_dim = representation_dim
-        self.top_k = top_k
-
-    def weights(self, inputs: SequenceInputs) -> Weights:
-        """Return the softmax over the K behaviours most like the target, and over all."""
-        return searched(inputs, self.parts, self.top_k)
-
-    def product_search(self) -> int | None:
-        """Return K."""
-        return self.top_k

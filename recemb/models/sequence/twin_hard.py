@@ -44,7 +44,7 @@ class TWINHard(SequenceModel):
         *,
         parts: Sequence[Part],
         context_width: int,
-        top_k: int = 20,
+        top_k: int | None = 20,
         category: str = "category",
         hidden_units: Sequence[int] = (200, 80),
         auxiliary_units: Sequence[int] | None = (200,),
@@ -55,13 +55,13 @@ class TWINHard(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=top_k,
             hidden_units=hidden_units,
             auxiliary_units=auxiliary_units,
             target_aware=target_aware,
             l2=l2,
             init_std=init_std,
         )
-        self.top_k = top_k
         self.category = part_named(self.parts, category, "TWINHard")
 
     def weights(self, inputs: SequenceInputs) -> Weights:

@@ -47,7 +47,7 @@ class TWINProjection(SequenceModel):
         *,
         parts: Sequence[Part],
         context_width: int,
-        top_k: int = 20,
+        top_k: int | None = 20,
         hidden_units: Sequence[int] = (200, 80),
         auxiliary_units: Sequence[int] | None = (200,),
         target_aware: bool = True,
@@ -57,13 +57,13 @@ class TWINProjection(SequenceModel):
         super().__init__(
             parts=parts,
             context_width=context_width,
+            top_k=top_k,
             hidden_units=hidden_units,
             auxiliary_units=auxiliary_units,
             target_aware=target_aware,
             l2=l2,
             init_std=init_std,
         )
-        self.top_k = top_k
         widths = [p.attention.dim for p in self.parts]
         self.queries, self.keys, self.values, self.own = (
             nn.ModuleList([nn.Linear(width, width, bias=False) for width in widths])
