@@ -27,7 +27,7 @@ def load(folder: Path) -> dict[str, Any]:
     _verify(folder)
     try:
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(
             "it holds something that is neither tensor nor plain value, and was not opened: "
             "weights_only loading refused it"

@@ -197,5 +197,5 @@ def test_a_failing_flush_is_a_failed_save(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="set another paths.run"):
+    with pytest.raises(OSError, match=r"set another paths\.run"):
         CheckpointStore(tmp_path / "file" / "checkpoints").save(OLD, state(1.0))
