@@ -95,7 +95,8 @@ def search_attention(parts: Sequence[SearchPart], lengths: Tensor, k: int) -> Se
         k: K, 1 or more; may exceed L.
 
     Raises:
-        ValueError: if shapes, types or options do not fit together; on a GPU, if L exceeds 8192.
+        ValueError: if shapes, types or options do not fit together; on a GPU, if L exceeds 8192 and
+            8192 * (8192 // K).
 
     Source:
         DARE (Feng et al., ICLR 2025, arXiv 2410.02604), section on the model: search by attention

@@ -139,6 +139,6 @@ def _rows_of_a_tile(width: int) -> int:
 
 
 def _warps(size: int) -> int:
-    warps = selection_options(size)["num_warps"]
+    warps = selection_options(size, k=32)["num_warps"]
     assert isinstance(warps, int)
     return warps

@@ -19,7 +19,8 @@ MAX_FUSED_LENGTH = 2048
 """Histories beyond it are scored by many programs each, for one alone would take too long."""
 
 MAX_LENGTH = 8192
-"""The selection holds the scores of a whole history in registers, and twice as many spilled."""
+"""The selection holds so many scores in registers, and twice as many spilled; longer histories are
+selected from in pieces."""
 
 
 @triton.jit
@@ -223,11 +224,7 @@ def search_attention_forward(
     for table in (*attention, *representation):
         bag_tile.check_weight("search_attention", table)
     batch, size = histories[0].shape
-    if size > MAX_LENGTH:
-        raise ValueError(
-            f"search_attention: histories may have {MAX_LENGTH} places on a GPU, got {size}; "
-            "keep the last ones"
-        )
+    _check_length(size, k)
     device = lengths.device
     width = sum(table.shape[1] for table in representation)
     out = torch.empty(batch, width, dtype=representation[0].dtype, device=device)
@@ -241,11 +238,6 @@ def search_attention_forward(
         is_fused = is_one and torch.version.hip is None
     lengths = lengths.contiguous()
     ids = [history.contiguous() for history in histories]
-    selection = {
-        "BLOCK_L": triton.next_power_of_2(size),
-        "BLOCK_K": triton.next_power_of_2(k),
-        **selection_options(size),
-    }
     if is_fused:
         tables = (attention[0], representation[0])
         (_, da, block_da, block_a), (_, dr, block_dr, block_r) = map(_tile, tables)
@@ -253,11 +245,11 @@ def search_attention_forward(
             *tables, ids[0], lengths, targets[0].contiguous(), scores, positions, probabilities,
             out, size, k, tables[0].shape[0], tables[1].shape[0],
             DA=da, BLOCK_DA=block_da, BLOCK_A=block_a,
-            DR=dr, BLOCK_DR=block_dr, BLOCK_R=block_r, **selection,
+            DR=dr, BLOCK_DR=block_dr, BLOCK_R=block_r, **selection_options(size, k),
         )  # fmt: skip
         return out, positions, probabilities
     _launch_dots(attention, ids, targets, scores, lengths=lengths, k=k)
-    _search_select_kernel[(batch,)](scores, lengths, positions, probabilities, size, k, **selection)
+    _select(scores, lengths, positions, probabilities)
     _launch_sums(representation, ids, positions, probabilities, out)
     return out, positions, probabilities
 
@@ -288,13 +280,58 @@ def search_attention_backward(
     return grad_scores, of_targets
 
 
-def selection_options(size: int) -> dict[str, object]:
-    """Return warps and register limit of a program that selects among `size` scores.
+def selection_options(size: int, k: int) -> dict[str, object]:
+    """Return blocks, warps and register limit of a program that selects K among `size` scores.
 
     Up to 16 scores per thread; few warps for many scores run out of registers.
     """
-    warps = 4 if size <= 512 else 8 if size <= 2048 else 16
-    return bag_tile.launch_options() | {"num_warps": warps}
+    return {
+        "BLOCK_L": triton.next_power_of_2(size),
+        "BLOCK_K": triton.next_power_of_2(k),
+        **bag_tile.launch_options(),
+        "num_warps": 4 if size <= 512 else 8 if size <= 2048 else 16,
+    }
+
+
+def _check_length(size: int, k: int) -> None:
+    """Check that what the pieces of a history keep can be selected from at once.
+
+    Raises:
+        ValueError: if it is too much.
+    """
+    if size > MAX_LENGTH and triton.cdiv(size, MAX_LENGTH) * k > MAX_LENGTH:
+        longest = MAX_LENGTH * max(1, MAX_LENGTH // k)
+        raise ValueError(
+            f"search_attention: histories may have {longest} places on a GPU for k = {k}, "
+            f"got {size}; keep the last ones, or lower k"
+        )
+
+
+def _select(scores: Tensor, lengths: Tensor, positions: Tensor, probabilities: Tensor) -> None:
+    """Fill `positions` and `probabilities` (B, K), given scores (B, L), in pieces if L is great.
+
+    The K greatest of each piece are candidates, and the K greatest of those are what is wanted.
+    Candidates have the order of the history, and those that there are come before those that a
+    short piece lacks, for only the last piece of a history is short; so ties and lengths are
+    treated as in one piece.
+    """
+    (batch, size), k = scores.shape, positions.shape[1]
+    if size <= MAX_LENGTH:
+        _search_select_kernel[(batch,)](
+            scores, lengths, positions, probabilities, size, k, **selection_options(size, k)
+        )
+        return
+    pieces = triton.cdiv(size, MAX_LENGTH)
+    padded = torch.nn.functional.pad(scores, (0, pieces * MAX_LENGTH - size))
+    first = torch.arange(pieces, device=scores.device) * MAX_LENGTH
+    of_pieces = (lengths.clamp(0, size).unsqueeze(1) - first).clamp(0, MAX_LENGTH)
+    found = positions.new_empty(batch, pieces, k)
+    unused = probabilities.new_empty(batch, pieces, k)
+    _select(padded.view(-1, MAX_LENGTH), of_pieces.view(-1), found.view(-1, k), unused.view(-1, k))
+    places = (found.clamp(min=0) + first.unsqueeze(1)).view(batch, -1)
+    _select(padded.gather(1, places), of_pieces.clamp(max=k).sum(1), positions, probabilities)
+    at = places.gather(1, positions.clamp(min=0))
+    positions.copy_(torch.where(positions < 0, -1, at))
 
 
 def _launch_dots(

@@ -265,12 +265,45 @@ def test_empty_batch_gives_empty_results(device: str) -> None:
     assert [tuple(t.shape) for t in found] == [(0, 4), (0, 5), (0, 5)]
 
 
+@pytest.mark.parametrize("size", [17, 48])
+def test_pieces_of_a_history_give_what_the_whole_does(
+    size: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recemb.kernels.search_attention import kernel
+
+    monkeypatch.setattr(kernel, "MAX_LENGTH", 16)
+    # Small integers: scores are exact, and most of them tie.
+    table = torch.arange(-2, 3).double().unsqueeze(1)
+    g = torch.Generator().manual_seed(size)
+    lengths = torch.tensor([size, size - 1, 16, 2, 0])
+    ids = torch.randint(0, 5, (len(lengths), size), generator=g)
+    given = ([table], [table], [ids], [torch.ones(len(lengths), 1)], lengths)
+    for k in (1, 4):
+        found = kernel.search_attention_forward(
+            *moved(given, device, torch.float32, torch.int64), k, is_fused=False
+        )
+        assert_found(found, reference.forward(*given, k))
+
+
+@pytest.mark.slow
+def test_ten_thousand_behaviours_are_searched(device: str) -> None:
+    from recemb.kernels.search_attention import kernel
+
+    arguments = make(1, 10_000, (10_000, 9_000, 8_192, 7), width=16)
+    # Attention rows of one number each: all scores are apart by more than rounding, or equal.
+    arguments[0][0][:, 1:] = 0
+    found = kernel.search_attention_forward(
+        *moved(arguments, device, torch.float32, torch.int64), 20
+    )
+    assert_found(found, reference.forward(*arguments, 20))
+
+
 def test_kernel_refuses_histories_it_cannot_hold() -> None:
     from recemb.kernels.search_attention import kernel
 
-    given = moved(make(1, 8193, (1,)), "cpu", torch.float32, torch.int64)
-    with pytest.raises(ValueError, match=r"8192 places on a GPU, got 8193; keep the last ones"):
-        kernel.search_attention_forward(*given, 5)
+    given = moved(make(1, 3 * 8192 + 1, (1,)), "cpu", torch.float32, torch.int64)
+    with pytest.raises(ValueError, match=r"24576 places on a GPU for k = 2100, got 24577; keep"):
+        kernel.search_attention_forward(*given, 2100)
 
 
 def as_parts(arguments: Any, requires_grad: bool = False) -> list[SearchPart]:
