@@ -4,8 +4,9 @@ The file is an uncompressed zip (see `recemb.checkpoint.archive`) of
 
     tables.safetensors    the tensors of the frozen tables, and nothing else: without its header it
                           has as many bytes as `Storage.serve_bytes` says
-    model.safetensors     the ranking model's
-    encoder/I.npy         the keys of the I-th categorical feature's vocabulary, by id, int64
+    model.safetensors     the model's
+    encoder/I.npy         the keys of the I-th categorical feature's vocabulary, by id, int64; a
+                          history has that of the column it is of
     recemb.json           what they are: the tables' form and plan, the model's name and settings,
                           schema, encoder, figures of the run; sizes and checksums of the others
 
@@ -36,10 +37,16 @@ from recemb.checkpoint.tensor_file import map_tensors, tensor_bytes
 from recemb.data.column import Columns
 from recemb.data.encoder import RowEncoder
 from recemb.data.prepared import Prepared
+from recemb.data.raw_histories import (
+    RawHistories,
+    history_encoder,
+    shared_vocabularies,
+    stored,
+)
 from recemb.data.raw_rows import plain_encoder
 from recemb.data.schema import Schema
 from recemb.ids.vocabulary import Vocabulary
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.bounds import Bounds
 from recemb.tables.tables import Tables
 
@@ -53,20 +60,23 @@ class Servable:
     Attributes:
         tables: trained; their `freeze()` is what is served.
         model: trained.
-        model_settings: the arguments that it was made with, besides widths and dense columns.
+        model_settings: the arguments that it was made with, besides what the tables give.
         schema: the features.
         encoder: turns raw values into ids and numbers.
         source: how the raw data were read, the settings of their `Source`.
         facts: figures of the run for the reader (metrics, method, versions, ...), plain JSON types.
+        max_history: of long histories, the most recent behaviours that count; None where there are
+            no histories.
     """
 
     tables: Tables
-    model: RankingModel
+    model: ClickModel
     model_settings: Mapping[str, Any]
     schema: Schema
     encoder: RowEncoder
     source: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    max_history: int | None = None
 
 
 def export(servable: Servable, out: Path) -> dict[str, int]:
@@ -86,10 +96,10 @@ def export(servable: Servable, out: Path) -> dict[str, int]:
         "model": {
             "name": name,
             "settings": plain_settings(f"model {name}", servable.model_settings),
-            "num_dense": servable.model.num_dense,
-            "embedding_dims": list(servable.model.embedding_dims),
+            "num_dense": len(servable.schema.dense),
         },
         "schema": servable.schema.to_dict(),
+        "max_history": servable.max_history,
         "encoder": {
             "columns": servable.encoder.columns.to_dict(),
             "moments": {k: list(pair) for k, pair in servable.encoder.moments.items()},
@@ -102,8 +112,9 @@ def export(servable: Servable, out: Path) -> dict[str, int]:
     with whole_file(out) as unfinished, ArchiveWriter(unfinished) as archive:
         archive.add(TABLES, tensor_bytes(frozen.state_dict()))
         archive.add(MODEL, tensor_bytes(servable.model.state_dict()))
+        shared = {history.name for history in stored(servable.schema)}
         for index, column in enumerate(servable.encoder.columns.categorical):
-            if column.name in servable.encoder.vocabularies:
+            if column.name in servable.encoder.vocabularies and column.name not in shared:
                 keys = servable.encoder.vocabularies[column.name].keys
                 archive.add(_keys_member(index), [_npy(keys)])
         archive.describe(description)
@@ -128,14 +139,17 @@ def load(path: Path, *, bounds: Bounds = "error") -> ScoringModel:
     try:
         tensors = map_tensors(archive.map(TABLES), f"export {path}: {TABLES}")
         tables = make_tables(described["tables"], tensors, bounds)
-        model, encoder = _model(archive), _encoder(archive)
-        _check_fit(path, tables, model, encoder.schema)
+        histories = _histories(described)
+        encoder = _encoder(archive, histories)
+        schema = encoder.schema if histories is None else histories.schema
+        _check_fit(path, tables, schema, described["model"]["num_dense"])
         return ScoringModel(
             tables=tables,
-            model=model,
+            model=_model(archive, schema, tables),
             encoder=encoder,
             source=described["source"],
             facts=described["facts"],
+            histories=histories,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -148,34 +162,36 @@ def servable_from(
     prepared: Prepared,
     *,
     tables: Tables,
-    model: RankingModel,
+    model: ClickModel,
     model_settings: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
 ) -> Servable:
     """Return what is to be exported of a model that was trained on prepared data."""
     manifest = prepared.manifest
-    encoder = plain_encoder(prepared.schema)
-    if "encoder" in manifest:
+    source, max_history = manifest["settings"].get("source", {}), None
+    if prepared.schema.histories:
+        # Rows of a log have no histories, so those to score are not read as they were.
+        source, max_history = {}, manifest["protocol"]["max_history"]
+        encoder = history_encoder(prepared)
+    elif "encoder" in manifest:
         encoder = RowEncoder.load(prepared.folder / "encoders", manifest["encoder"])
+    else:
+        encoder = plain_encoder(prepared.schema)
     return Servable(
         tables=tables,
         model=model,
         model_settings=model_settings,
         schema=prepared.schema,
         encoder=encoder,
-        source=manifest["settings"].get("source", {}),
+        source=source,
         facts=facts or {},
+        max_history=max_history,
     )
 
 
-def _model(archive: Archive) -> RankingModel:
+def _model(archive: Archive, schema: Schema, tables: Tables) -> ClickModel:
     entry = archive.description["model"]
-    model = make_model(
-        entry["name"],
-        entry["settings"],
-        num_dense=entry["num_dense"],
-        embedding_dims=entry["embedding_dims"],
-    )
+    model = make_model(entry["name"], entry["settings"], schema=schema, tables=tables)
     tensors = map_tensors(archive.map(MODEL), f"export {archive.path}: {MODEL}")
     try:
         model.load_state_dict(tensors)
@@ -187,19 +203,29 @@ def _model(archive: Archive) -> RankingModel:
     return model.requires_grad_(False).eval()
 
 
-def _encoder(archive: Archive) -> RowEncoder:
+def _histories(described: Mapping[str, Any]) -> RawHistories | None:
+    schema = Schema.from_dict(described["schema"])
+    if not schema.histories:
+        return None
+    return RawHistories(schema=schema, max_history=int(described["max_history"]))
+
+
+def _encoder(archive: Archive, histories: RawHistories | None) -> RowEncoder:
     entry = archive.description["encoder"]
     columns = Columns.from_dict(entry["columns"])
+    shared = () if histories is None else {h.name for h in stored(histories.schema)}
     vocabularies = {
         column.name: Vocabulary(_keys(archive, _keys_member(index)))
         for index, column in enumerate(columns.categorical)
-        if column.encoding == "vocabulary"
+        if column.encoding == "vocabulary" and column.name not in shared
     }
+    if histories is not None:
+        vocabularies = shared_vocabularies(histories.schema, vocabularies)
     moments = {str(k): (float(m), float(s)) for k, (m, s) in entry["moments"].items()}
     return RowEncoder(columns, vocabularies=vocabularies, moments=moments, seed=int(entry["seed"]))
 
 
-def _check_fit(path: Path, tables: Tables, model: RankingModel, schema: Schema) -> None:
+def _check_fit(path: Path, tables: Tables, schema: Schema, num_dense: int) -> None:
     """Check that the parts are those of one model.
 
     Raises:
@@ -208,9 +234,9 @@ def _check_fit(path: Path, tables: Tables, model: RankingModel, schema: Schema) 
     read = {feature for spec in tables.specs for feature in spec.feature_names}
     if lacking := sorted(read - set(schema.feature_names)):
         raise ValueError(f"export {path}: tables read features {lacking}, which nothing encodes")
-    if model.num_dense != len(schema.dense):
+    if num_dense != len(schema.dense):
         raise ValueError(
-            f"export {path}: the model reads {model.num_dense} dense columns, but the encoder "
+            f"export {path}: the model reads {num_dense} dense columns, but the encoder "
             f"makes {len(schema.dense)}"
         )
 

@@ -1,4 +1,4 @@
-"""Ranking models by name and plain settings: what a file may say about a model."""
+"""Models by name and plain settings: what a file may say about a model."""
 
 import importlib
 import inspect
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import recemb.models
-from recemb.models.ranking_model import RankingModel
+from recemb.data.schema import Schema
+from recemb.models.click_model import ClickModel
+from recemb.tables.tables import Tables
 
 _PACKAGE = "recemb.models"
 _NAME = re.compile(r"((?:[a-z_][a-z0-9_]*\.)+)([A-Za-z_]\w*)")
-_GIVEN = ("num_dense", "embedding_dims")
 
 
-def model_name(kind: type[RankingModel]) -> str:
+def model_name(kind: type[ClickModel]) -> str:
     """Return the name, `<file>.<class>`, of a model of `recemb.models`.
 
     Raises:
@@ -29,7 +30,7 @@ def model_name(kind: type[RankingModel]) -> str:
     return f"{kind.__module__.removeprefix(f'{_PACKAGE}.')}.{kind.__qualname__}"
 
 
-def model_class(name: str) -> type[RankingModel]:
+def model_class(name: str) -> type[ClickModel]:
     """Return the model of that name. Imports nothing but files of `recemb.models`.
 
     Raises:
@@ -41,14 +42,16 @@ def model_class(name: str) -> type[RankingModel]:
         root = Path(recemb.models.__path__[0])
         if root.joinpath(*module.split(".")).with_suffix(".py").is_file():
             found = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), kind, None)
-            is_model = isinstance(found, type) and issubclass(found, RankingModel)
+            is_model = isinstance(found, type) and issubclass(found, ClickModel)
             if is_model and found.__module__ == f"{_PACKAGE}.{module}":
-                return cast("type[RankingModel]", found)
+                return cast("type[ClickModel]", found)
     raise ValueError(f"there is no model {name!r} in {_PACKAGE}; a newer recemb may have it")
 
 
 def plain_settings(owner: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that are numbers, strings, truth values, None, or lists of these.
+    """Return settings that are plain values.
+
+    These are numbers, strings, truth values, None, lists of them, and numbers by name.
 
     Raises:
         ValueError: naming the first that is not.
@@ -57,19 +60,19 @@ def plain_settings(owner: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_model(
-    name: str, settings: Mapping[str, Any], *, num_dense: int, embedding_dims: list[int]
-) -> RankingModel:
-    """Return an untrained model.
+    name: str, settings: Mapping[str, Any], *, schema: Schema, tables: Tables
+) -> ClickModel:
+    """Return an untrained model for these features and tables.
 
     Raises:
         ValueError: if there is no such model, or it has no such settings.
     """
     kind = model_class(name)
     given = plain_settings(f"model {name}", settings)
-    known = set(inspect.signature(kind.__init__).parameters) - {"self", *_GIVEN}
+    known = set(inspect.signature(kind.__init__).parameters) - {"self", *kind.given}
     if unknown := sorted(given.keys() - known):
         raise ValueError(f"model {name} has no settings {unknown}, only {sorted(known)}")
-    return kind(num_dense=num_dense, embedding_dims=embedding_dims, **given)
+    return kind.for_tables(schema, tables, given)
 
 
 def _plain(owner: str, value: Any) -> Any:
@@ -77,7 +80,9 @@ def _plain(owner: str, value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(owner, item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(v, int | float) for v in value.values()):
+        return {str(k): v for k, v in value.items()}
     raise ValueError(
-        f"{owner} is {type(value).__name__}; only numbers, strings, truth values and lists of "
-        "them can be exported"
+        f"{owner} is {type(value).__name__}; only numbers, strings, truth values, lists of them "
+        "and numbers by name can be exported"
     )

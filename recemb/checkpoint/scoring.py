@@ -1,4 +1,4 @@
-"""A model that scores: frozen tables, ranking model and encoder.
+"""A model that scores: frozen tables, model and encoder.
 
 Shapes: `B` examples.
 """
@@ -18,10 +18,11 @@ from recemb.checkpoint.atomic import whole_file
 from recemb.data.batch import Batch
 from recemb.data.encoder import RowEncoder
 from recemb.data.prefetch import prefetch
+from recemb.data.raw_histories import RawHistories
 from recemb.data.raw_rows import RawBlock, RawRows
 from recemb.data.scored_rows import scored_rows
 from recemb.data.source import OnBadLine
-from recemb.models.ranking_model import RankingModel
+from recemb.models.click_model import ClickModel
 from recemb.tables.tables import Tables
 
 
@@ -51,6 +52,7 @@ class ScoringModel:
         encoder: turns raw values into ids and numbers.
         source: how the training data were read.
         facts: figures of the run that it comes from.
+        histories: what becomes of lists of earlier behaviours; None where the model reads none.
 
     Args:
         tables: frozen, in eval mode, on the CPU.
@@ -58,22 +60,25 @@ class ScoringModel:
         encoder: that of the training data.
         source: settings of the training data's `Source`.
         facts: figures for the reader.
+        histories: as the attribute.
     """
 
     def __init__(
         self,
         *,
         tables: Tables,
-        model: RankingModel,
+        model: ClickModel,
         encoder: RowEncoder,
         source: Mapping[str, Any],
         facts: Mapping[str, Any],
+        histories: RawHistories | None = None,
     ) -> None:
         self.tables = tables
         self.model = model
         self.encoder = encoder
         self.source = dict(source)
         self.facts = dict(facts)
+        self.histories = histories
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits (B,) float32; the batch's labels are not read.
@@ -82,8 +87,7 @@ class ScoringModel:
             ValueError: if a feature is missing, or an id is out of range and `bounds` is "error".
         """
         with torch.inference_mode():
-            logits: Tensor = self.model(batch.dense, self.tables(batch.features))
-            return logits.float()
+            return self.model.score(batch, self.tables).float()
 
     def predict(self, batch: Batch) -> Tensor:
         """Return the probabilities (B,) float32 of the label 1; otherwise as `logits`."""
@@ -119,7 +123,12 @@ class ScoringModel:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         rows = RawRows(
-            source, self.encoder, trained_on=self.source, text=text, on_bad_line=on_bad_line
+            source,
+            self.encoder,
+            trained_on=self.source,
+            text=text,
+            on_bad_line=on_bad_line,
+            histories=self.histories,
         )
         if out.exists() and out.samefile(source):
             raise ValueError(f"out is the input itself, {source}; name another file")

@@ -16,7 +16,6 @@ from recemb.cli.failure import USER_ERROR, user_errors
 from recemb.cli.overrides import explain_bad_overrides
 from recemb.cli.prepare import find_prepared
 from recemb.cli.train import experiment_of
-from recemb.models.ranking_model import RankingModel
 from recemb.train.restore import restore
 from recemb.train.summary import read_summary, versions
 
@@ -75,11 +74,6 @@ def export_run(config: DictConfig) -> dict[str, int]:
     prepared = find_prepared(described, cache)
     experiment = experiment_of(described, prepared, resume_command="")
     tables, model = restore(experiment, folder=folder)
-    if not isinstance(model, RankingModel):
-        raise ValueError(
-            f"model {type(model).__name__} reads histories, which no serving file holds yet; score "
-            "it from Python, with recemb.train.restore"
-        )
     trained_bytes = tables.storage().serve_bytes
     tables = quantise_tables(tables, config.post)
     facts = {key: summary.get(key) for key in _FACTS} | {

@@ -102,10 +102,18 @@ class SplitColumns:
         return _features(self._schema, ids, [*bags, *((h, lengths, None) for h in histories)])
 
 
-def batch_of(rows: EncodedRows, schema: Schema) -> Batch:
-    """Return encoded rows in memory as one batch; `schema` has no histories."""
-    assert not schema.histories
-    bags = ((bag.values, bag.lengths, bag.weights) for bag in rows.bags)
+def batch_of(rows: EncodedRows, schema: Schema, behaviours: Behaviours | None = None) -> Batch:
+    """Return encoded rows in memory as one batch.
+
+    Args:
+        rows: the rows.
+        schema: what their columns are.
+        behaviours: what histories are made of; None where the schema has none.
+    """
+    bags: list[_Bag] = [(bag.values, bag.lengths, bag.weights) for bag in rows.bags]
+    if behaviours is not None and rows.spans is not None:
+        lengths, histories = behaviours.gather(rows.spans)
+        bags += [(h, lengths, None) for h in histories]
     return Batch(
         dense=torch.from_numpy(rows.dense),
         features=_features(schema, rows.ids, bags),

@@ -1,10 +1,11 @@
-"""What users did, stored once in order of time, and cut into histories of examples.
+"""What users did, once in order of time, and cut into histories of examples.
 
 Shapes: `B` examples, `M` behaviours of all users, `L` ids of all histories of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,27 @@ Spans = NDArray[np.int64]
 
 
 class Behaviours:
-    """The memory-mapped behaviours of all users; only those asked for are read.
+    """The behaviours of all users.
 
     Args:
-        folder: holds a file for each stored history; not read if the schema has none.
+        columns: (M,) ids of each history that is not counted, by its name.
         schema: says which histories there are.
     """
 
-    def __init__(self, folder: Path, schema: Schema) -> None:
+    def __init__(self, columns: Mapping[str, NDArray[np.int32]], schema: Schema) -> None:
         self._histories = schema.histories
-        stored = [h for h in schema.histories if not h.is_position]
-        self._columns = {h.name: _map(folder / f"{j}.i32") for j, h in enumerate(stored)}
+        self._columns = columns
+
+    @classmethod
+    def stored(cls, folder: Path, schema: Schema) -> Self:
+        """Return the memory-mapped behaviours of a prepared set; only those asked for are read.
+
+        Args:
+            folder: holds a file for each stored history; not read if the schema has none.
+            schema: says which histories there are.
+        """
+        names = [h.name for h in schema.histories if not h.is_position]
+        return cls({name: _map(folder / f"{j}.i32") for j, name in enumerate(names)}, schema)
 
     def gather(self, spans: Spans) -> tuple[NDArray[np.int64], Iterator[NDArray[np.int32]]]:
         """Return the lengths (B,) of histories, and the ids (L,) of each of the schema's.

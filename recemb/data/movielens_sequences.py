@@ -47,7 +47,14 @@ class MovieLensSequences(BehaviourSet):
 
         def write(folder: Path, facts: Mapping[str, Any]) -> None:
             log = form.log(self.on_bad_line)
-            write_samples(lambda: [log], self.protocol, folder, facts, name=self.name)
+            write_samples(
+                lambda: [log],
+                self.protocol,
+                folder,
+                facts,
+                name=self.name,
+                kinds={"item": "int", "category": "string"},
+            )
 
         return prepare_once(
             out,

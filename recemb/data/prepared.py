@@ -47,7 +47,7 @@ class Prepared:
         self.splits: tuple[str, ...] = tuple(s for s in SPLITS if s in self.manifest["rows"])
         self._check_sizes()
         self._columns: dict[str, SplitColumns] = {}
-        self._behaviours = Behaviours(self.folder / "behaviours", self.schema)
+        self._behaviours = Behaviours.stored(self.folder / "behaviours", self.schema)
 
     def num_rows(self, split: str) -> int:
         """Return the number of examples of `split`.

@@ -18,6 +18,7 @@ from recemb.data.check import checked
 from recemb.data.column import CategoricalColumn, Columns, DenseColumn, Kind, LabelColumn
 from recemb.data.encoder import RowEncoder
 from recemb.data.parquet import ParquetFiles
+from recemb.data.raw_histories import RawHistories
 from recemb.data.schema import Schema
 from recemb.data.source import Block, Chunk, OnBadLine, Source
 from recemb.data.text import DelimitedText
@@ -57,6 +58,7 @@ class RawRows:
         text: settings of `DelimitedText` that differ from those; a file that ends in .tsv or .tab
             has tabs anyway.
         on_bad_line: "raise" at the first row that does not fit, or "skip" such rows.
+        histories: what becomes of lists of earlier behaviours; None where the model reads none.
 
     Attributes:
         source: reads the file.
@@ -76,6 +78,7 @@ class RawRows:
         trained_on: Mapping[str, Any],
         text: Mapping[str, Any] | None = None,
         on_bad_line: OnBadLine = "raise",
+        histories: RawHistories | None = None,
     ) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; name a file of raw rows")
@@ -89,6 +92,7 @@ class RawRows:
             seed=encoder.seed,
         )
         self.schema = self._encoder.schema
+        self._histories = histories
         self._on_bad_line: OnBadLine = on_bad_line
         self._kinds = {raw: k for raw, k in self.columns.kinds().items() if raw != _NO_LABEL}
         was_text = trained_on.get("format") == "text"
@@ -118,13 +122,18 @@ class RawRows:
             label = pa.array(np.zeros(table.num_rows))
             chunk = replace(chunk, table=table.append_column(_NO_LABEL, label))
             chunk = checked(chunk, self.columns, self._on_bad_line)
+            if self._histories is not None:
+                chunk = self._histories.whole(chunk, self._on_bad_line)
             yield RawBlock(block=block, is_good=_good_rows(block, chunk), table=chunk.table)
 
     def batches(self, block: RawBlock, batch_size: int) -> Iterator[Batch]:
         """Yield the good rows of a block as batches; their labels are zeros."""
         for start in range(0, block.table.num_rows, batch_size):
             rows = self._encoder.encode(block.table.slice(start, batch_size))
-            yield batch_of(rows, self.schema)
+            if self._histories is None:
+                yield batch_of(rows, self.schema)
+            else:
+                yield self._histories.batch(rows)
 
     def _derive(self, rule: str | None) -> None:
         """Make the columns that the training data derived, or see that they are all there.

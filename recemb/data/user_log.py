@@ -31,8 +31,10 @@ from recemb.ids.vocabulary import Vocabulary
 
 Group = Literal["user", "category"]
 Ints = NDArray[np.int64]
+KeyKind = Literal["int", "string"]
 
 NUM_HELD_OUT = 2
+NUMBERS: Mapping[str, KeyKind] = {"item": "int", "category": "int"}
 _MAX_REDRAWS = 1000
 
 
@@ -143,6 +145,7 @@ def write_samples(
     facts: Mapping[str, Any],
     *,
     name: str,
+    kinds: Mapping[str, KeyKind] = NUMBERS,
 ) -> None:
     """Write the samples of all users into an empty folder.
 
@@ -154,6 +157,8 @@ def write_samples(
         folder: of the prepared set.
         facts: further entries of the manifest.
         name: the data set's name, for messages.
+        kinds: what the log's numbers of items and categories are: "int", themselves; or "string",
+            the keys of strings (`recemb.data.encoder.keyed`).
 
     Raises:
         ValueError: if no user has enough behaviours, or there is nothing left to draw negatives of.
@@ -164,14 +169,19 @@ def write_samples(
             f"data '{name}': no user has {protocol.min_behaviours} behaviours; lower min_behaviours"
         )
     (folder / "encoders").mkdir()
-    catalogue.items.save(folder / "encoders" / "item.keys.i64")
-    catalogue.categories.save(folder / "encoders" / "category.keys.i64")
+    catalogue.items.save(keys_file(folder, "item"))
+    catalogue.categories.save(keys_file(folder, "category"))
     with Writer(folder, catalogue.schema(protocol)) as writer:
         for number, log in enumerate(parts()):
             rng = np.random.default_rng([protocol.seed, number])
             for split, rows in _samples(log, catalogue, protocol, writer, rng):
                 writer.append(split, rows)
-        writer.finish({**facts, "protocol": asdict(protocol)})
+        writer.finish({**facts, "protocol": asdict(protocol), "kinds": dict(kinds)})
+
+
+def keys_file(folder: Path, feature: str) -> Path:
+    """Return where a set prepared in `folder` has the vocabulary of a feature."""
+    return folder / "encoders" / f"{feature}.keys.i64"
 
 
 @dataclass(frozen=True, kw_only=True)

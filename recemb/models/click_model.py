@@ -5,7 +5,7 @@ Shapes: `B` examples.
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -21,7 +21,13 @@ class ClickModel(nn.Module, abc.ABC):
     A prediction has two steps: `inputs` looks vectors up, `logits_of` computes with them. The first
     belongs to the tables and runs in full precision; the second may be compiled and run in mixed
     precision.
+
+    Class attributes:
+        given: arguments of the constructor that `for_tables` gives; all others are the model's
+            options.
     """
+
+    given: ClassVar[tuple[str, ...]]
 
     @classmethod
     @abc.abstractmethod

@@ -34,6 +34,7 @@ class RankingModel(ClickModel):
         embedding_dims: width of each feature's vector, in the order of the embeddings.
     """
 
+    given: ClassVar[tuple[str, ...]] = ("num_dense", "embedding_dims")
     reads_vectors: ClassVar[bool] = True
     reads_first_order: ClassVar[bool] = False
 

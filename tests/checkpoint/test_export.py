@@ -15,14 +15,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.checkpoint.archive import DESCRIPTION, Archive
 from recemb.checkpoint.export import MODEL, TABLES, Servable, export, load
-from recemb.checkpoint.model_name import model_class, model_name
+from recemb.checkpoint.model_name import model_class, model_name, plain_settings
 from recemb.data.batch import Batch
 from recemb.data.column import CategoricalColumn, Columns, DenseColumn, LabelColumn
 from recemb.data.encoder import RowEncoder
 from recemb.ids.vocabulary import Vocabulary
 from recemb.models.deepfm import DeepFM
 from recemb.models.finalmlp import FinalMLP
-from recemb.models.ranking_model import RankingModel
 from recemb.tables.full import full_tables
 from recemb.tables.method import Budget, Method
 from recemb.tables.optimizer import TableOptimizer
@@ -220,7 +219,7 @@ def redescribe(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     [
         (lambda d: d["model"].update(name="os.system"), "there is no model 'os.system'"),
         (lambda d: d["model"]["settings"].update(x=1), r"has no settings \['x'\]"),
-        (lambda d: d["model"]["settings"].update(dropout={"a": 1}), "setting 'dropout' is dict"),
+        (lambda d: d["model"]["settings"].update(dropout={"a": "b"}), "setting 'dropout' is dict"),
         (lambda d: d["model"]["settings"].update(hidden_units=[9]), "weights are not those of"),
         (lambda d: d["model"].pop("name"), "description is not complete"),
         (lambda d: d.pop("tables"), "description is not complete"),
@@ -259,8 +258,12 @@ def test_an_unknown_form_of_computed_rows_is_refused(tmp_path: Path) -> None:
         load(redescribe(tmp_path / "model", rename))
 
 
-def test_every_ranking_model_has_a_name() -> None:
+def test_every_model_has_a_name() -> None:
     for file in (FOLDER.parent / "model").glob("*.yaml"):
         kind = get_class(OmegaConf.load(file)._target_)
-        if issubclass(kind, RankingModel):
-            assert model_class(model_name(kind)) is kind
+        assert model_class(model_name(kind)) is kind
+
+
+def test_settings_may_be_widths_by_column() -> None:
+    settings = {"attention_dim": {"item": 2, "position": 6}}
+    assert plain_settings("dare", settings) == settings

@@ -43,6 +43,7 @@ class BST(ClickModel):
     DLP-KDD 2019, section 2.
     """
 
+    given: ClassVar[tuple[str, ...]] = ("parts", "context_width")
     sharing: ClassVar[Sharing] = "all"
 
     def __init__(

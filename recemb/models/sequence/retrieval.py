@@ -102,12 +102,12 @@ def retrieve(
     ids = ids_of(batch, parts, Padding(lengths))
     if not all(_are_inside(ids[f], tables, key) for f, key in _reads(parts)):
         return None
-    targets = _scaled(
-        {p.target: vectors_of(tables, p.attention.target, ids[p.target]) for p in parts}, parts
-    )
-    find = _found_by_kernel if _is_by_kernel(engine, lengths) else _found_by_torch
+    if _is_by_kernel(engine, lengths):
+        sums = _sums_by_kernel(tables, parts, ids, lengths, k)
+    else:
+        sums = _sums_at(tables, parts, ids, *search(tables, parts, ids, lengths, k))
     return Found(
-        sums=find(tables, parts, ids, targets, lengths, k),
+        sums=sums,
         target=torch.cat(
             [vectors_of(tables, p.representation.target, ids[p.target]) for p in parts], dim=1
         ),
@@ -123,14 +123,22 @@ def vectors_of(tables: Tables, key: str, ids: Tensor) -> Tensor:
     return found.view(*ids.shape, -1)
 
 
-def _found_by_torch(
-    tables: Tables,
-    parts: Sequence[Part],
-    ids: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    lengths: Tensor,
-    k: int,
-) -> Tensor:
+def search(
+    tables: Tables, parts: Sequence[Part], ids: Mapping[str, Tensor], lengths: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return the first stage by PyTorch's operations, without gradients.
+
+    Args:
+        tables: whose attention vectors are read.
+        parts: what behaviours consist of.
+        ids: by feature: (B, L) of histories, padded behind; (B,) of targets. None out of range.
+        lengths: (B,) behaviours of each history.
+        k: K.
+
+    Returns:
+        The places (B, min(K, L)) of what is found, and what it counts, 0 where there is too little.
+    """
+    targets = _targets(tables, parts, ids)
     num, size = ids[parts[0].history].shape
     step = max(1, _BLOCK // (size * max(p.attention.dim for p in parts)))
     scores = targets[parts[0].target].new_zeros(num, size)
@@ -141,17 +149,13 @@ def _found_by_torch(
             scores[its] += torch.bmm(vectors, targets[p.target][its].unsqueeze(2)).squeeze(2)
     is_valid = torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
     places, is_found = top_places(scores, is_valid, k)
-    return _sums_at(tables, parts, ids, places, masked_softmax(scores.gather(1, places), is_found))
+    return places, masked_softmax(scores.gather(1, places), is_found)
 
 
-def _found_by_kernel(
-    tables: Tables,
-    parts: Sequence[Part],
-    ids: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    lengths: Tensor,
-    k: int,
+def _sums_by_kernel(
+    tables: Tables, parts: Sequence[Part], ids: Mapping[str, Tensor], lengths: Tensor, k: int
 ) -> Tensor:
+    targets = _targets(tables, parts, ids)
     representations = [tables.stored_vectors(p.representation.history) for p in parts]
     attentions = [tables.stored_vectors(p.attention.history) for p in parts]
     stored = [table for table in representations if table is not None]
@@ -195,8 +199,15 @@ def _sums_at(
     return sums
 
 
-def _scaled(targets: Mapping[str, Tensor], parts: Sequence[Part]) -> dict[str, Tensor]:
+def _targets(tables: Tables, parts: Sequence[Part], ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the targets' attention vectors (B, D), divided by what scales their part's score."""
+    return _scaled(
+        {p.target: vectors_of(tables, p.attention.target, ids[p.target]) for p in parts}, parts
+    )
+
+
+def _scaled(targets: Mapping[str, Tensor], parts: Sequence[Part]) -> dict[str, Tensor]:
+    """Return the vectors (B, D) of `targets`, divided by what scales their part's score."""
     groups = score_groups(parts)
     found = {}
     for p in parts:

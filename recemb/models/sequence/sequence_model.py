@@ -63,6 +63,7 @@ class SequenceModel(ClickModel):
     section 4; auxiliary loss, l2 and init_std from its released code.
     """
 
+    given: ClassVar[tuple[str, ...]] = ("parts", "context_width")
     sharing: ClassVar[Sharing]
     reads_time: ClassVar[bool] = True
 
