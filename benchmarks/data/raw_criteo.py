@@ -62,8 +62,9 @@ def _chunk(rng: np.random.Generator, count: int) -> pd.DataFrame:
     columns: dict[str, object] = {"label": (rng.random(count) < 0.25).astype(np.int64)}
     for j, name in enumerate(INTEGERS):
         values = np.exp(rng.normal(1 + 0.3 * j, 1.5, count)).astype(np.int64)
-        columns[name] = pd.array(values, dtype="Int64")
-        columns[name][rng.random(count) < 0.05 * (j % 4)] = pd.NA  # type: ignore[index]
+        numbers = pd.array(values, dtype="Int64")
+        numbers[rng.random(count) < 0.05 * (j % 4)] = pd.NA
+        columns[name] = numbers
     for j, (name, size) in enumerate(zip(STRINGS, CRITEO_CARDINALITIES, strict=True)):
         tail = 1 - _ZIPF_EXPONENT
         u = rng.random(count)

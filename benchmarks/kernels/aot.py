@@ -28,16 +28,19 @@ MADE_BY = ("commit", "triton", "torch")
 
 def commit() -> str:
     """Return the commit, "+changes" with it if the kernels differ from it, or "unknown"."""
-    words = ("git", "-C", str(CHECKOUT))
-    named = {"capture_output": True, "text": True, "check": False}
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        named = ["git", "-C", str(CHECKOUT), *words]
+        return subprocess.run(named, capture_output=True, text=True, check=False)
+
     try:
-        head = subprocess.run([*words, "rev-parse", "--short=12", "HEAD"], **named)  # type: ignore[call-overload]
-        changed = subprocess.run([*words, "status", "--porcelain", "kernels"], **named)  # type: ignore[call-overload]
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "kernels")
     except FileNotFoundError:
         return "unknown"
     if head.returncode:
         return "unknown"
-    return str(head.stdout).strip() + ("+changes" if changed.stdout.strip() else "")
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
 def earlier(folder: Path, kernels: Sequence[str]) -> list[dict[str, object]]:

@@ -52,6 +52,8 @@ class DeepFM(nn.Module):
 class DLRM(nn.Module):
     """Bottom MLP, inner products of all pairs, top MLP."""
 
+    upper: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.bottom = _mlp((NUM_DENSE, *DLRM_BOTTOM_UNITS, EMBEDDING_DIM), last_activation=True)
@@ -66,8 +68,9 @@ class DLRM(nn.Module):
         z = self.bottom(dense)
         fields = torch.cat([z.unsqueeze(1), vectors], dim=1)
         products = torch.bmm(fields, fields.transpose(1, 2)).flatten(1)
-        pairs = products.index_select(1, self.upper)  # type: ignore[arg-type]
-        return self.top(torch.cat([z, pairs], dim=1)).squeeze(1)  # type: ignore[no-any-return]
+        pairs = products.index_select(1, self.upper)
+        logits: Tensor = self.top(torch.cat([z, pairs], dim=1))
+        return logits.squeeze(1)
 
 
 def dense_model(name: ModelName) -> nn.Module:

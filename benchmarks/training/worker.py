@@ -100,8 +100,9 @@ class Worker:
         }
 
     def _parts(self, n: int) -> dict[str, Any]:
+        assert self._peer is not None
         batches = [self._rows_of_step(self._step + i) for i in range(n)]
-        seconds = self._peer.parts(batches)  # type: ignore[union-attr]
+        seconds = self._peer.parts(batches)
         self._step += n
         return {"seconds": seconds}
 

@@ -102,7 +102,7 @@ def _planned(
     tables = PlannedTables(
         specs, plan, bounds=bounds, buffers=buffers, initial=initial, device="cpu"
     )
-    return tables.freeze()
+    return tables.without_training()
 
 
 def _computed(

@@ -102,7 +102,7 @@ def _planned(frozen: PlannedTables, post: PostTraining, bounds: Bounds) -> Plann
         initial={**parts.initial, **projections},
         device=next(iter(parts.initial.values())).device,
     )
-    return made.freeze()
+    return made.without_training()
 
 
 def _add(parts: _Parts, table: PhysicalTable, weight: Tensor) -> None:

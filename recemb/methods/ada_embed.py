@@ -26,7 +26,7 @@ from recemb.methods.computed import largest_size
 from recemb.methods.row_pool import RowPool, names_of, pool_plan, pools_of, spread_rows
 from recemb.methods.watched_tables import Field, Seen, WatchedTables, fields_of, sum_by_id
 from recemb.tables.initial import Initial
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.program import ABSENT
@@ -161,7 +161,7 @@ class AdaEmbedTables(WatchedTables):
             initial=initial,
             device=self._device,
         )
-        return tables.freeze()
+        return tables.without_training()
 
     def _check_rows(self, pool: RowPool) -> None:
         """Deal the rows of a pool out anew, if enough of them would change hands."""
@@ -195,6 +195,8 @@ class AdaEmbed(Method):
     Raises:
         ValueError: on a number out of its range.
     """
+
+    starts_as_full = False  # ids without a row are zeros
 
     def __init__(
         self,
@@ -252,9 +254,8 @@ class AdaEmbed(Method):
         pools = self.pools(specs, budget)
         named: dict[str, Any] = {"optimizer": None, "seed": 0, "device": torch.device("meta")}
         storage = AdaEmbedTables(specs, pools, settings=self, **named).storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {"rows": {pool.name: pool.num_rows for pool in pools}}
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -271,12 +272,7 @@ class AdaEmbed(Method):
         Raises:
             ValueError: if the budget is below the smallest size.
         """
-        plan = self.plan(specs, stats, budget)
-        if budget is not None and not plan.is_feasible:
-            raise ValueError(
-                f"AdaEmbed: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least "
-                f"is {budget.used_bytes(plan.storage):,} (ratio {plan.ratio:.5f}); raise the budget"
-            )
+        self.feasible_plan(specs, stats, budget)
         pools = self.pools(specs, budget)
         return AdaEmbedTables(
             specs, pools, settings=self, optimizer=optimizer, seed=seed, device=device
@@ -284,8 +280,7 @@ class AdaEmbed(Method):
 
     def run(self, ctx: Context) -> PlannedTables:
         """Return tables whose rows were dealt out while training."""
-        named: dict[str, Any] = {"seed": ctx.seed, "device": ctx.device}
-        tables = self.build(ctx.specs, ctx.id_counts, ctx.budget, optimizer=ctx.optimizer, **named)
+        tables = built_for(ctx, self.build)
 
         def step(updates: Updates, batches: Sequence[Batch]) -> float:
             if self.check_every_steps is None:

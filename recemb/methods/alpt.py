@@ -33,7 +33,7 @@ from recemb.tables.full import full_plan
 from recemb.tables.gather import write_rows
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Step, Updates
+from recemb.tables.method import Context, Recipe, Step, Updates, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 
@@ -142,6 +142,9 @@ class ALPT(QuantisedMethod):
         ValueError: on a number out of its range.
     """
 
+    has_gradients = False
+    starts_as_full = False  # the step is as large as the vectors
+
     def __init__(
         self,
         *,
@@ -182,14 +185,7 @@ class ALPT(QuantisedMethod):
 
     def run(self, ctx: Context) -> ALPTTables:
         """Return trained tables."""
-        tables = self.build(
-            ctx.specs,
-            ctx.id_counts,
-            ctx.budget,
-            optimizer=ctx.optimizer,
-            seed=ctx.seed,
-            device=ctx.device,
-        )
+        tables = built_for(ctx, self.build)
         assert isinstance(tables, ALPTTables)
         ctx.fit(tables, stage="train", recipe=Recipe(step=self._step(tables, ctx.device)))
         return tables

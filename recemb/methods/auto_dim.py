@@ -111,8 +111,7 @@ class AutoDim(Method):
             serve=tables.storage().serve,
             train=search.storage().train,
         )
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=made.parameters)
+        return Plan.of(storage, specs, budget, made.parameters)
 
     def build(
         self,
@@ -129,13 +128,13 @@ class AutoDim(Method):
         Raises:
             ValueError: if the budget is below the smallest candidate.
         """
-        self._check(specs, budget)
+        self.feasible_plan(specs, stats, budget)
         made = self._uniform(specs, budget)
         return made.tables(specs, optimizer=optimizer, seed=seed, device=device)
 
     def run(self, ctx: Context) -> PlannedTables:
         """Return tables that were trained at the widths found."""
-        self._check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         search = self.search_tables(
             ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device
         )
@@ -256,15 +255,6 @@ class AutoDim(Method):
         """Return the candidate that is `below` places below the largest, or the smallest."""
         found = self.widths(spec.embedding_dim)
         return mixed_width(spec, found[max(0, len(found) - 1 - below)])
-
-    def _check(self, specs: Sequence[TableSpec], budget: Budget | None) -> None:
-        plan = self.plan(specs, {}, budget)
-        if budget is not None and not plan.is_feasible:
-            raise ValueError(
-                f"AutoDim: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least "
-                f"is {budget.used_bytes(plan.storage):,} (ratio {plan.ratio:.5f}); raise the "
-                "budget or give smaller candidates"
-            )
 
 
 def mixes_of(tables: PlannedTables) -> list[CandidateWidths]:

@@ -126,7 +126,7 @@ class AutoSrh(PruningMethod):
 
     def run(self, ctx: Context) -> PrunedTables:
         """Return pruned tables."""
-        self.check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         gated = self.gated(ctx)
         ctx.fit(gated, stage="warmup", recipe=Recipe(max_epochs=self.warmup_epochs))
         search = Recipe(

@@ -29,7 +29,7 @@ from recemb.methods.cafe_tables import CafeTables, Importance
 from recemb.methods.computed import largest_size
 from recemb.methods.hot_sketch import NUM_SLOTS, SketchRules
 from recemb.methods.watched_tables import fields_of
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.spec import TableSpec, refuse_any_id
@@ -117,7 +117,6 @@ class Cafe(Method):
         made = self.layout(specs, budget)
         tables = self._tables(made, stats, optimizer=None, seed=0, device=torch.device("meta"))
         storage = tables.storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {
             "hot_rows": {pool.name: pool.num_hot for pool in made.pools},
             "shared_rows": {
@@ -125,7 +124,7 @@ class Cafe(Method):
             },
             "threshold": {p.name: self.rules(p, stats).threshold for p in made.pools},
         }
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -142,26 +141,13 @@ class Cafe(Method):
         Raises:
             ValueError: if the budget is below the smallest size.
         """
-        plan = self.plan(specs, stats, budget)
-        if budget is not None and not plan.is_feasible:
-            raise ValueError(
-                f"{type(self).__name__}: the budget allows {budget.allowed_bytes(specs):,} bytes, "
-                f"but the least is {budget.used_bytes(plan.storage):,} (ratio {plan.ratio:.5f}); "
-                "raise the budget"
-            )
+        self.feasible_plan(specs, stats, budget)
         made = self.layout(specs, budget)
         return self._tables(made, stats, optimizer=optimizer, seed=seed, device=device)
 
     def run(self, ctx: Context) -> PlannedTables:
         """Return tables whose rows moved after every update."""
-        tables = self.build(
-            ctx.specs,
-            ctx.id_counts,
-            ctx.budget,
-            optimizer=ctx.optimizer,
-            seed=ctx.seed,
-            device=ctx.device,
-        )
+        tables = built_for(ctx, self.build)
 
         def step(updates: Updates, batches: Sequence[Batch]) -> float:
             loss = updates.update(batches)

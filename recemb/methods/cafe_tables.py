@@ -143,7 +143,7 @@ class CafeTables(WatchedTables):
             initial=initial,
             device=self._device,
         )
-        return tables.freeze()
+        return tables.without_training()
 
     def _copy(self, pool: Pool, keys: Tensor, targets: Tensor) -> None:
         """Copy what keys (n,) read, and the state of its first row, to hot rows (n,)."""

@@ -20,7 +20,17 @@ import torch
 from recemb.data.batch import Batch
 from recemb.methods.cce_tables import CCETables, Clustering, serving_parts
 from recemb.methods.code_sums import SumForm
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Step, Updates
+from recemb.tables.method import (
+    Budget,
+    Context,
+    IdCounts,
+    Method,
+    Plan,
+    Recipe,
+    Step,
+    Updates,
+    built_for,
+)
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec, refuse_any_id
 
@@ -86,10 +96,9 @@ class CCE(Method):
         refuse_any_id(specs, type(self).__name__)
         forms = self.forms(specs, budget)
         storage = self._tables(specs, forms, None, 0, torch.device("meta")).storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         rows = next((form.num_entries for form in forms.values()), None)
         parameters = {"num_entries": rows, "coded_tables": len(forms)}
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -109,24 +118,13 @@ class CCE(Method):
         refuse_any_id(specs, type(self).__name__)
         forms = self.forms(specs, budget)
         least = sum(serving_parts(specs, forms).values())
-        if budget is not None and least > budget.allowed_bytes(specs):
-            full = sum(spec.full_bytes for spec in specs)
-            raise ValueError(
-                f"CCE: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least is "
-                f"{least:,} (ratio {least / full:.5f}); raise the budget"
-            )
+        if budget is not None:
+            budget.require(least, specs, owner=type(self).__name__)
         return self._tables(specs, forms, optimizer, seed, device)
 
     def run(self, ctx: Context) -> CCETables:
         """Return trained tables."""
-        tables = self.build(
-            ctx.specs,
-            ctx.id_counts,
-            ctx.budget,
-            optimizer=ctx.optimizer,
-            seed=ctx.seed,
-            device=ctx.device,
-        )
+        tables = built_for(ctx, self.build)
         ctx.fit(tables, stage="train", recipe=Recipe(step=self._step(tables)))
         return tables
 

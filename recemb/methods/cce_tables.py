@@ -179,7 +179,7 @@ class CCETables(Tables):
             weights = {spec.name: self.planned.table(spec.name).detach() for spec in plain}
             made = Blueprint(plan=full_plan(plain), initial=weights)
             tables = made.tables(plain, optimizer=None, seed=0, device=self._device)
-            planned = tables.freeze()
+            planned = tables.without_training()
         return ComputedTables(
             self.specs,
             sources={name: self._sums(name) for name in self.forms},

@@ -113,14 +113,13 @@ class Cerp(PruningMethod):
         buckets = self.buckets(specs, budget)
         tables = self._spread(specs, buckets, budget, None, 0, torch.device("meta"))
         storage = tables.storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {
             "buckets": {its.spec.name: its.modulus for its in buckets},
             "values": self._values(buckets, specs, budget),
         }
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
-    def build(  # type: ignore[override]
+    def build(
         self,
         specs: Sequence[TableSpec],
         stats: IdCounts,
@@ -135,12 +134,12 @@ class Cerp(PruningMethod):
         Raises:
             ValueError: if the budget is below one value for each physical table.
         """
-        self.check(specs, budget)
+        self.feasible_plan(specs, stats, budget)
         return self._spread(specs, self.buckets(specs, budget), budget, optimizer, seed, device)
 
     def run(self, ctx: Context) -> CerpTables:
         """Return tables that were trained under the mask."""
-        self.check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         buckets = self.buckets(ctx.specs, ctx.budget)
         initial = self._initial(buckets)
         options = table_options(ctx)

@@ -217,7 +217,7 @@ class CerpTables(PlannedTables):
             forms = [form_of(self.served(part.name)) for part in self.parts]
         return Storage(full_bytes=train.full_bytes, serve=serving_parts(forms), train=train.train)
 
-    def freeze(self) -> ComputedTables:  # type: ignore[override]
+    def freeze(self) -> ComputedTables:
         """Return the sparse forms, which give bit-equal vectors."""
         sources: dict[str, RowSource] = {}
         for its in self.buckets:

@@ -101,7 +101,7 @@ class CodedTables(PlannedTables):
         serve = serving_parts(self.specs, self.forms)
         return Storage(full_bytes=train.full_bytes, serve=serve, train=train.train)
 
-    def freeze(self) -> ComputedTables:  # type: ignore[override]
+    def freeze(self) -> ComputedTables:
         """Return the codes of all ids, encoded now, which give bit-equal vectors."""
         plain = [spec for spec in self.specs if spec.name not in self.forms]
         planned = None
@@ -112,7 +112,7 @@ class CodedTables(PlannedTables):
             tables = made.tables(
                 plain, optimizer=None, seed=0, device=device, bounds=self._bounds.policy
             )
-            planned = tables.freeze()
+            planned = tables.without_training()
         return ComputedTables(
             self.specs,
             sources={name: self._codes_of(name) for name in self.forms},
@@ -158,6 +158,8 @@ class CodingMethod(Method, abc.ABC):
         ValueError: on a number outside its range.
     """
 
+    trains_as_served = False  # codewords of the batch's own vectors
+
     def __init__(
         self,
         *,
@@ -198,12 +200,11 @@ class CodingMethod(Method, abc.ABC):
             if form.num_head is not None
         }
         storage = self._tables(specs, forms, heads, None, 0, device).storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {
             "num_centroids": level.num_centroids,
             "num_parts": {name: form.num_parts for name, form in forms.items()},
         }
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -223,12 +224,8 @@ class CodingMethod(Method, abc.ABC):
         refuse_any_id(specs, type(self).__name__)
         forms = self._forms(specs, self.level(specs, budget))
         least = sum(serving_parts(specs, forms).values())
-        if budget is not None and least > budget.allowed_bytes(specs):
-            full = sum(spec.full_bytes for spec in specs)
-            raise ValueError(
-                f"{type(self).__name__}: the budget allows {budget.allowed_bytes(specs):,} bytes, "
-                f"but the least is {least:,} (ratio {least / full:.5f}); raise the budget"
-            )
+        if budget is not None:
+            budget.require(least, specs, owner=type(self).__name__)
         heads = self.heads(specs, forms, stats)
         return self._tables(specs, forms, heads, optimizer, seed, device)
 

@@ -54,8 +54,7 @@ class ComputedMethod(Method):
         refuse_any_id(specs, type(self).__name__)
         made = self.design(specs, budget)
         storage = self._tables(made, specs, None, torch.device("meta")).storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=made.parameters)
+        return Plan.of(storage, specs, budget, made.parameters)
 
     def build(
         self,
@@ -74,14 +73,9 @@ class ComputedMethod(Method):
         """
         refuse_any_id(specs, type(self).__name__)
         made = self.design(specs, budget)
-        allowed = None if budget is None else budget.allowed_bytes(specs)
-        storage = self._tables(made, specs, None, torch.device("meta")).storage()
-        if allowed is not None and storage.serve_bytes > allowed:
-            raise ValueError(
-                f"{type(self).__name__}: the budget allows {allowed:,} bytes, but the least is "
-                f"{storage.serve_bytes:,} (ratio {storage.serve_bytes / storage.full_bytes:.5f}); "
-                "raise the budget"
-            )
+        if budget is not None:
+            storage = self._tables(made, specs, None, torch.device("meta")).storage()
+            budget.require(storage.serve_bytes, specs, owner=type(self).__name__)
         tables = self._tables(made, specs, optimizer, device, seed=seed)
         if device.type != "meta":
             tables.initialise(seed)

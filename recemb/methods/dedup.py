@@ -161,12 +161,11 @@ class Dedup(Method):
             serve={part: size for part, size in serve.items() if size},
             train={"weights": full},
         )
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {
             "block_rows": {str(group.width): group.block_rows for group in groups},
             "blocks": {str(group.width): group.num_kept for group in groups},
         }
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -183,7 +182,7 @@ class Dedup(Method):
         Raises:
             ValueError: if the budget is below one block of each width and the map.
         """
-        self.check(specs, budget)
+        self.feasible_plan(specs, stats, budget)
         full = full_tables(specs, seed=seed, init_std=self.init_std, device=device)
         if allowed_bytes(specs, budget) is None:
             owners = {}
@@ -196,7 +195,7 @@ class Dedup(Method):
 
     def run(self, ctx: Context) -> PlannedTables:
         """Return tables of merged blocks."""
-        self.check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         full = full_tables(
             ctx.specs,
             optimizer=ctx.optimizer,
@@ -210,20 +209,6 @@ class Dedup(Method):
         tables = made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device)
         ctx.fit(tables, stage="finetune", recipe=Recipe(model="keep"))
         return tables
-
-    def check(self, specs: Sequence[TableSpec], budget: Budget | None) -> None:
-        """Check that the budget can be kept.
-
-        Raises:
-            ValueError: if it cannot.
-        """
-        plan = self.plan(specs, {}, budget)
-        if budget is not None and not plan.is_feasible:
-            least = budget.used_bytes(plan.storage)
-            raise ValueError(
-                f"Dedup: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least is "
-                f"{least:,} (ratio {plan.ratio:.5f}); raise the budget"
-            )
 
     def owners(
         self, full: PlannedTables, specs: Sequence[TableSpec], budget: Budget | None

@@ -206,7 +206,7 @@ class DeepLight(PruningMethod):
 
     def run(self, ctx: Context) -> PrunedTables:
         """Return pruned tables."""
-        self.check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         tables = PrunedTables(ctx.specs, initial=self.initial(ctx.specs), **table_options(ctx))
         warmup = Recipe(max_epochs=self.warmup_epochs, patience=NEVER_STOP, take="last")
         ctx.fit(tables, stage="warmup", recipe=warmup)

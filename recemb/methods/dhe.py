@@ -274,6 +274,8 @@ class DHE(ComputedMethod):
         ValueError: on an unknown word or a number outside its range.
     """
 
+    trains_as_served = False  # batch normalisation
+
     def __init__(
         self,
         *,

@@ -21,7 +21,7 @@ from recemb.methods.fake_quantised import FakeQuantised, FakeQuantisedTables, pa
 from recemb.methods.quantised import QuantisedMethod
 from recemb.methods.quantised_rows import dequantise, quantise
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Step, Updates
+from recemb.tables.method import Context, Recipe, Step, Updates, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 
@@ -106,14 +106,7 @@ class DQRM(QuantisedMethod):
 
     def run(self, ctx: Context) -> FakeQuantisedTables:
         """Return trained tables."""
-        tables = self.build(
-            ctx.specs,
-            ctx.id_counts,
-            ctx.budget,
-            optimizer=ctx.optimizer,
-            seed=ctx.seed,
-            device=ctx.device,
-        )
+        tables = built_for(ctx, self.build)
         assert isinstance(tables, FakeQuantisedTables)
         ctx.fit(tables, stage="train", recipe=Recipe(step=self._step(tables)))
         return tables

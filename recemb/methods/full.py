@@ -42,9 +42,8 @@ class Full(Method):
     ) -> Plan:
         """Return the full size, which is the only one; a smaller budget is infeasible."""
         device = torch.device("meta")
-        storage = self.build(specs, stats, None, optimizer=None, seed=0, device=device).storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-        return Plan(storage=storage, budget=budget, is_feasible=fits)
+        storage = full_tables(specs, init_std=self.init_std, device=device).storage()
+        return Plan.of(storage, specs, budget)
 
     def build(
         self,
@@ -56,7 +55,12 @@ class Full(Method):
         seed: int,
         device: torch.device,
     ) -> PlannedTables:
-        """Return untrained full tables, whatever the budget; `plan` says whether it fits."""
+        """Return untrained full tables.
+
+        Raises:
+            ValueError: if the budget is below their size.
+        """
+        self.feasible_plan(specs, stats, budget)
         return full_tables(
             specs,
             optimizer=optimizer,

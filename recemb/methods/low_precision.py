@@ -35,6 +35,9 @@ class LowPrecision(PlannedMethod):
         ValueError: on other `bits`, or a `step` that is not positive.
     """
 
+    has_gradients = False
+    starts_as_full = False  # the step is as large as the vectors
+
     def __init__(
         self, *, bits: Literal[8, 16] = 16, step: float = 0.01, init_std: float | None = None
     ) -> None:

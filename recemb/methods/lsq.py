@@ -30,7 +30,7 @@ from recemb.methods.fake_quantised import (
 )
 from recemb.methods.quantised import QuantisedMethod
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Step, Updates
+from recemb.tables.method import Context, Recipe, Step, Updates, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 
@@ -179,14 +179,7 @@ class LSQ(QuantisedMethod):
 
     def run(self, ctx: Context) -> FakeQuantisedTables:
         """Return trained tables."""
-        tables = self.build(
-            ctx.specs,
-            ctx.id_counts,
-            ctx.budget,
-            optimizer=ctx.optimizer,
-            seed=ctx.seed,
-            device=ctx.device,
-        )
+        tables = built_for(ctx, self.build)
         assert isinstance(tables, FakeQuantisedTables)
         ctx.fit(tables, stage="train", recipe=Recipe(step=self._step(tables)))
         return tables

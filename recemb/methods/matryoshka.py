@@ -142,7 +142,7 @@ class MatryoshkaTables(Tables):
             plan,
             initial={table.name: full[table.name][:, : table.width] for table in plan.tables},
             device=next(iter(full.values())).device,
-        ).freeze()
+        ).without_training()
 
     def freeze(self) -> PlannedTables:
         """Return the served tables."""
@@ -213,6 +213,9 @@ class Matryoshka(Method):
         ValueError: if `levels` is below 1.
     """
 
+    trains_as_served = False  # prefixes are drawn
+    starts_as_full = False
+
     def __init__(self, *, levels: int = 4, init_std: float | None = None) -> None:
         if levels < 1:
             raise ValueError(f"Matryoshka: levels must be at least 1, got {levels}")
@@ -225,9 +228,8 @@ class Matryoshka(Method):
             specs, served_width(specs, budget), optimizer=None, seed=0, device=torch.device("meta")
         )
         storage = tables.storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {"width": tables.width, "trained_widths": list(tables.widths)}
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -246,12 +248,8 @@ class Matryoshka(Method):
         """
         width = served_width(specs, budget)
         least = served_bytes(specs, width)
-        if budget is not None and least > budget.allowed_bytes(specs):
-            full = sum(spec.full_bytes for spec in specs)
-            raise ValueError(
-                f"Matryoshka: the budget allows {budget.allowed_bytes(specs):,} bytes, but the "
-                f"least is {least:,} (ratio {least / full:.5f}); raise the budget"
-            )
+        if budget is not None:
+            budget.require(least, specs, owner=type(self).__name__)
         return self._tables(specs, width, optimizer=optimizer, seed=seed, device=device)
 
     def _tables(

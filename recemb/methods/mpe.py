@@ -106,7 +106,7 @@ class MPETables(PlannedTables):
         parts = [form.parts() for form in self.layout.forms.values()]
         return Storage(full_bytes=train.full_bytes, serve=merge_bytes(parts), train=train.train)
 
-    def freeze(self) -> ComputedTables:  # type: ignore[override]
+    def freeze(self) -> ComputedTables:
         """Return the integers, which give bit-equal vectors, packed."""
         sources: dict[str, RowSource] = {}
         source_of: dict[str, str] = {}
@@ -211,14 +211,11 @@ class MPE(Method):
         layout = even_layout(specs, stats, self.bits, allowed_bytes(specs, budget))
         device = torch.device("meta")
         storage = self._tables(specs, layout, optimizer=None, seed=0, device=device).storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         rows = {
             name: {str(bits): num for bits, num in zip(form.bits, form.counts, strict=True) if num}
             for name, form in layout.mixed.items()
         }
-        return Plan(
-            storage=storage, budget=budget, is_feasible=fits, parameters={"rows_of_bits": rows}
-        )
+        return Plan.of(storage, specs, budget, {"rows_of_bits": rows})
 
     def build(
         self,
@@ -235,26 +232,13 @@ class MPE(Method):
         Raises:
             ValueError: if the budget is below rows without bits.
         """
-        self.check(specs, stats, budget)
+        self.feasible_plan(specs, stats, budget)
         layout = even_layout(specs, stats, self.bits, allowed_bytes(specs, budget))
         return self._tables(specs, layout, optimizer=optimizer, seed=seed, device=device)
 
-    def check(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> None:
-        """Check that the budget can be kept.
-
-        Raises:
-            ValueError: if it cannot.
-        """
-        plan = self.plan(specs, stats, budget)
-        if budget is not None and not plan.is_feasible:
-            raise ValueError(
-                f"MPE: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least is "
-                f"{budget.used_bytes(plan.storage):,} (ratio {plan.ratio:.5f}); raise the budget"
-            )
-
     def run(self, ctx: Context) -> MPETables:
         """Return tables trained in the bits that the search found."""
-        self.check(ctx.specs, ctx.id_counts, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         groups = frequency_groups(ctx.specs, ctx.id_counts, self.num_groups)
         search = self.searched(ctx, groups)
         initial: dict[str, Initial | Tensor] = {

@@ -144,7 +144,7 @@ class Supernet(PlannedTables):
         made = self.compacted()
         device = self.table(self.specs[0].name).device
         tables = made.tables(self.specs, optimizer=None, seed=0, device=device)
-        return tables.freeze()
+        return tables.without_training()
 
 
 class OptEmbed(Method):
@@ -169,6 +169,7 @@ class OptEmbed(Method):
         ValueError: if neither rows nor widths are learned.
     """
 
+    starts_as_full = False  # rows below their thresholds are zeros
     stages = ("supernet", "retrain")
 
     def __init__(
@@ -212,8 +213,7 @@ class OptEmbed(Method):
             serve=serving_parts(made),
             train=full.storage().train,
         )
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=made.parameters)
+        return Plan.of(storage, specs, budget, made.parameters)
 
     def build(
         self,
@@ -233,12 +233,7 @@ class OptEmbed(Method):
         widths = self._widths(specs, budget)
         if budget is not None:
             least = compact(specs, kept={}, widths=widths).serve_bytes
-            allowed = budget.allowed_bytes(specs)
-            if least > allowed:
-                raise ValueError(
-                    f"OptEmbed: the budget allows {allowed:,} bytes, but the least is {least:,}; "
-                    "raise the budget"
-                )
+            budget.require(least, specs, owner="OptEmbed")
         return Supernet(
             specs,
             transform=self._masks,

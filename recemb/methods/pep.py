@@ -157,7 +157,7 @@ class PEP(PruningMethod):
 
     def run(self, ctx: Context) -> PrunedTables:
         """Return tables that were trained under the mask."""
-        self.check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         options = table_options(ctx)
         search = PrunedTables(
             ctx.specs, transform=self._soft, initial=self.initial(ctx.specs), **options

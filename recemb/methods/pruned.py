@@ -30,6 +30,7 @@ from recemb.tables.planned import PlannedTables
 from recemb.tables.row_source import merge_bytes
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
 from recemb.tables.transform import RowTransform, TransformFactory
 
 NEVER_STOP = 1 << 30
@@ -132,7 +133,7 @@ class PrunedTables(PlannedTables):
         serve = serving_parts(list(forms.values()))
         return Storage(full_bytes=train.full_bytes, serve=serve, train=train.train)
 
-    def freeze(self) -> ComputedTables:  # type: ignore[override]
+    def freeze(self) -> ComputedTables:
         """Return the sparse form, which gives bit-equal vectors; tables without zeros stay."""
         values = {spec.name: self.served(spec.name) for spec in self.specs}
         plain = [spec for spec in self.specs if form_of(values[spec.name]).is_plain]
@@ -144,7 +145,7 @@ class PrunedTables(PlannedTables):
             tables = made.tables(
                 plain, optimizer=None, seed=0, device=device, bounds=self._bounds.policy
             )
-            planned = tables.freeze()
+            planned = tables.without_training()
         return ComputedTables(
             self.specs,
             sources={name: SparseRows.of(values[name]) for name in sparse},
@@ -166,6 +167,8 @@ class PruningMethod(Method, abc.ABC):
             +-1/sqrt(num_embeddings).
     """
 
+    starts_as_full = False  # a part of the values is zero
+
     def __init__(self, *, init_std: float | None) -> None:
         self.init_std = init_std
 
@@ -181,12 +184,11 @@ class PruningMethod(Method, abc.ABC):
         storage = Storage(
             full_bytes=full, serve=serving_parts(list(forms.values())), train={"weights": full}
         )
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {
             "values": counts,
             "forms": {name: f"{form.rows} rows, {form.values}" for name, form in forms.items()},
         }
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -197,13 +199,13 @@ class PruningMethod(Method, abc.ABC):
         optimizer: TableOptimizer | None,
         seed: int,
         device: torch.device,
-    ) -> PrunedTables:
+    ) -> Tables:
         """Return untrained tables under the masks of `plan`, which stay as they are.
 
         Raises:
             ValueError: if the budget is below one value for each table.
         """
-        self.check(specs, budget)
+        self.feasible_plan(specs, stats, budget)
         counts = self._counts(specs, budget)
         pruned = [spec for spec in specs if counts[spec.name] < _size(spec)]
         return PrunedTables(
@@ -215,20 +217,6 @@ class PruningMethod(Method, abc.ABC):
             seed=seed,
             device=device,
         )
-
-    def check(self, specs: Sequence[TableSpec], budget: Budget | None) -> None:
-        """Check that the budget can be kept.
-
-        Raises:
-            ValueError: if it cannot.
-        """
-        plan = self.plan(specs, {}, budget)
-        if budget is not None and not plan.is_feasible:
-            least = budget.used_bytes(plan.storage)
-            raise ValueError(
-                f"{type(self).__name__}: the budget allows {budget.allowed_bytes(specs):,} bytes, "
-                f"but the least is {least:,} (ratio {plan.ratio:.5f}); raise the budget"
-            )
 
     def initial(self, specs: Sequence[TableSpec]) -> dict[str, Initial | Tensor]:
         """Return how the weights are drawn."""

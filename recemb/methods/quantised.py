@@ -72,7 +72,7 @@ class QuantisedTables(PlannedTables):
         parts = [{"weights": plain}, *(form.parts() for form in self.forms.values())]
         return Storage(full_bytes=train.full_bytes, serve=merge_bytes(parts), train=train.train)
 
-    def freeze(self) -> ComputedTables:  # type: ignore[override]
+    def freeze(self) -> ComputedTables:
         """Return the integers, which give bit-equal vectors, packed."""
         plain = [spec for spec in self.specs if spec.name not in self.forms]
         planned = None
@@ -82,7 +82,7 @@ class QuantisedTables(PlannedTables):
             device = weights[plain[0].name].device
             bounds = self._bounds.policy
             tables = made.tables(plain, optimizer=None, seed=0, device=device, bounds=bounds)
-            planned = tables.freeze()
+            planned = tables.without_training()
         return ComputedTables(
             self.specs,
             sources={name: self.quantised(name) for name in self.forms},
@@ -132,10 +132,10 @@ class QuantisedMethod(Method, abc.ABC):
         for bits in sizes:
             device = torch.device("meta")
             storage = self.tables(specs, bits, optimizer=None, seed=0, device=device).storage()
-            fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-            if fits:
+            plan = Plan.of(storage, specs, budget, {"bits": bits})
+            if plan.is_feasible:
                 break
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters={"bits": bits})
+        return plan
 
     def build(
         self,
@@ -152,13 +152,7 @@ class QuantisedMethod(Method, abc.ABC):
         Raises:
             ValueError: if the budget is below that size.
         """
-        plan = self.plan(specs, stats, budget)
-        if budget is not None and not plan.is_feasible:
-            raise ValueError(
-                f"{type(self).__name__}: the budget allows {budget.allowed_bytes(specs):,} bytes, "
-                f"but the least is {budget.used_bytes(plan.storage):,} (ratio {plan.ratio:.5f}); "
-                "raise the budget, or set fewer bits"
-            )
+        plan = self.feasible_plan(specs, stats, budget)
         bits = plan.parameters["bits"]
         return self.tables(specs, bits, optimizer=optimizer, seed=seed, device=device)
 

@@ -192,7 +192,7 @@ class ShavedTables(PlannedTables):
         serve = {part: size for part, size in merge_bytes(parts).items() if size}
         return Storage(full_bytes=full.full_bytes, serve=serve, train=full.train)
 
-    def freeze(self) -> ComputedTables:  # type: ignore[override]
+    def freeze(self) -> ComputedTables:
         """Return the tables without their shaved columns, which give bit-equal vectors."""
         whole = [spec for spec in self.specs if bool(self.kept(spec.name).all())]
         sources: dict[str, RowSource] = {}
@@ -210,7 +210,7 @@ class ShavedTables(PlannedTables):
                 .tables(
                     whole, optimizer=None, seed=0, device=self._device, bounds=self._bounds.policy
                 )
-                .freeze()
+                .without_training()
             )
         return ComputedTables(
             self.specs,

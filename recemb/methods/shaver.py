@@ -57,6 +57,8 @@ class Shaver(Method):
         ValueError: on an unknown word or a number out of its range.
     """
 
+    starts_as_full = False  # columns that are shaved are zeros
+
     def __init__(
         self,
         *,
@@ -81,9 +83,8 @@ class Shaver(Method):
         kept = self._first_columns(specs, budget)
         tables = self._tables(specs, kept, optimizer=None, seed=0, device=torch.device("meta"))
         storage: Storage = tables.storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
         parameters = {"columns": {name: int(its.sum()) for name, its in kept.items()}}
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=parameters)
+        return Plan.of(storage, specs, budget, parameters)
 
     def build(
         self,
@@ -100,13 +101,13 @@ class Shaver(Method):
         Raises:
             ValueError: if the budget is below the defaults alone.
         """
-        self._check(specs, budget)
+        self.feasible_plan(specs, stats, budget)
         kept = self._first_columns(specs, budget)
         return self._tables(specs, kept, optimizer=optimizer, seed=seed, device=device)
 
     def run(self, ctx: Context) -> ShavedTables:
         """Return tables without the columns of the least worth."""
-        self._check(ctx.specs, ctx.budget)
+        self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         everything = _masks(ctx.specs, columns_of(ctx.specs))
         tables = self._tables(
             ctx.specs, everything, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device
@@ -174,14 +175,6 @@ class Shaver(Method):
         return ShavedTables(
             specs, kept=kept, initial=initial, optimizer=optimizer, seed=seed, device=device
         )
-
-    def _check(self, specs: Sequence[TableSpec], budget: Budget | None) -> None:
-        plan = self.plan(specs, {}, budget)
-        if budget is not None and not plan.is_feasible:
-            raise ValueError(
-                f"Shaver: the budget allows {budget.allowed_bytes(specs):,} bytes, but the least "
-                f"is {budget.used_bytes(plan.storage):,} (ratio {plan.ratio:.5f}); raise the budget"
-            )
 
 
 def columns_of(specs: Sequence[TableSpec]) -> list[Column]:

@@ -45,6 +45,8 @@ class Unified(PlannedMethod):
 
     takes_any_id = True
 
+    starts_as_full = False  # several lookups of shared rows
+
     def __init__(
         self,
         *,

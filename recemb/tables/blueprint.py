@@ -97,8 +97,7 @@ class PlannedMethod(Method):
         device = torch.device("meta")
         tables = made.tables(specs, optimizer=None, seed=0, device=device)
         storage = tables.storage()
-        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
-        return Plan(storage=storage, budget=budget, is_feasible=fits, parameters=made.parameters)
+        return Plan.of(storage, specs, budget, made.parameters)
 
     def build(
         self,
@@ -118,13 +117,8 @@ class PlannedMethod(Method):
         if not self.takes_any_id:
             refuse_any_id(specs, type(self).__name__)
         made = self.blueprint(specs, stats, budget)
-        allowed = None if budget is None else budget.allowed_bytes(specs)
-        if allowed is not None and made.serve_bytes > allowed:
-            full = sum(spec.full_bytes for spec in specs)
-            raise ValueError(
-                f"{type(self).__name__}: the budget allows {allowed:,} bytes, but the least is "
-                f"{made.serve_bytes:,} (ratio {made.serve_bytes / full:.5f}); raise the budget"
-            )
+        if budget is not None:
+            budget.require(made.serve_bytes, specs, owner=type(self).__name__)
         return made.tables(specs, optimizer=optimizer, seed=seed, device=device)
 
 

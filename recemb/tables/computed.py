@@ -183,7 +183,7 @@ class ComputedTables(Tables):
             self.specs,
             sources={name: source.frozen() for name, source in self.sources.items()},
             source_of=self.source_of,
-            planned=None if self.planned is None else self.planned.freeze(),
+            planned=None if self.planned is None else self.planned.without_training(),
             bounds=self._bounds.policy,
         ).eval()
 

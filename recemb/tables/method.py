@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from recemb.tables.tables import Tables
 
 Keep = Literal["fresh", "keep"]
 Take = Literal["best", "last"]
+
+TablesT = TypeVar("TablesT", bound=Tables)
 
 IdCounts = Mapping[str, Tensor]
 """How often the training split has each id of a feature: (num_embeddings,) int64 by feature."""
@@ -72,6 +74,21 @@ class Budget:
         """Return the bytes of `storage` that count against this budget."""
         return storage.serve_bytes if self.of == "serve" else storage.train_bytes
 
+    def require(self, num_bytes: int, specs: Sequence[TableSpec], *, owner: str) -> None:
+        """Check that the budget allows `num_bytes`, the least that `owner` can do with.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        allowed = self.allowed_bytes(specs)
+        if num_bytes > allowed:
+            full = sum(spec.full_bytes for spec in specs)
+            ratio = f" (ratio {num_bytes / full:.5f})" if full else ""
+            raise ValueError(
+                f"{owner}: the budget allows {allowed:,} bytes, but the least is "
+                f"{num_bytes:,}{ratio}; raise the budget"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -89,6 +106,18 @@ class Plan:
     budget: Budget | None
     is_feasible: bool
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        storage: Storage,
+        specs: Sequence[TableSpec],
+        budget: Budget | None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> "Plan":
+        """Return the plan of tables for `specs`, feasible if `storage` keeps the budget."""
+        fits = budget is None or budget.used_bytes(storage) <= budget.allowed_bytes(specs)
+        return cls(storage=storage, budget=budget, is_feasible=fits, parameters=parameters or {})
 
     @property
     def ratio(self) -> float:
@@ -277,11 +306,21 @@ class Method(abc.ABC):
     A subclass is one file: what its tables compute, and, where a single fit is not enough, how they
     are trained.
 
+    What the class says of itself, for those that hold it to its promises:
+
     Attributes:
         stages: names of the fits that `run` makes, in order.
+        has_gradients: whether an update is that of the dense gradient; not where values are
+            integers.
+        trains_as_served: whether vectors in training are those that serving gives; not where they
+            depend on the batch's other ids, or where parts of them are drawn.
+        starts_as_full: whether initial vectors have the standard deviation of a full table's.
     """
 
     stages: Sequence[str] = ("train",)
+    has_gradients: ClassVar[bool] = True
+    trains_as_served: ClassVar[bool] = True
+    starts_as_full: ClassVar[bool] = True
 
     @abc.abstractmethod
     def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
@@ -321,13 +360,31 @@ class Method(abc.ABC):
 
         A method of several stages overrides this with ordinary code.
         """
-        tables = self.build(
-            ctx.specs,
-            ctx.id_counts,
-            ctx.budget,
-            optimizer=ctx.optimizer,
-            seed=ctx.seed,
-            device=ctx.device,
-        )
+        tables = built_for(ctx, self.build)
         ctx.fit(tables, stage="train")
         return tables
+
+    def feasible_plan(
+        self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None
+    ) -> Plan:
+        """Return what `plan` does.
+
+        Raises:
+            ValueError: if it does not keep the budget.
+        """
+        plan = self.plan(specs, stats, budget)
+        if budget is not None:
+            budget.require(budget.used_bytes(plan.storage), specs, owner=type(self).__name__)
+        return plan
+
+
+def built_for(ctx: Context, build: Callable[..., TablesT]) -> TablesT:
+    """Return what a method's `build` makes of that which a recipe is asked for."""
+    return build(
+        ctx.specs,
+        ctx.id_counts,
+        ctx.budget,
+        optimizer=ctx.optimizer,
+        seed=ctx.seed,
+        device=ctx.device,
+    )

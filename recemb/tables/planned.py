@@ -231,6 +231,14 @@ class PlannedTables(Tables):
         )
 
     def freeze(self) -> Tables:
+        """Return the form that serving needs: `without_training`, where a method has no other.
+
+        Raises:
+            NotImplementedError: as `without_training`.
+        """
+        return self.without_training()
+
+    def without_training(self) -> "PlannedTables":
         """Return the same weights, shared, without optimizer state or gradients, in eval mode.
 
         Raises:

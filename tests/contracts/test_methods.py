@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -18,9 +18,6 @@ from recemb.tables.spec import TableSpec
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "embedding"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 RATIOS = [0.5, 0.25, 0.1, 0.05]
-# In training mode vectors are not those of serving, which `rows` gives: they depend on the batch's
-# other ids (DHE, DPQ), or a prefix of them is drawn (Matryoshka). In eval mode they are.
-TRAINS_OTHERWISE = {"dhe", "dpq", "mgqe", "matryoshka"}
 # Sums of a few float32 products in another order.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 SPECS = [
@@ -50,6 +47,10 @@ STATS = {
     for f in s.feature_names
 }
 STATS["f0"] = torch.arange(5000).flip(0)
+
+
+def class_of(name):
+    return get_class(OmegaConf.load(FOLDER / f"{name}.yaml")["_target_"])
 
 
 def method_of(name):
@@ -99,7 +100,7 @@ def test_a_plan_keeps_its_budget_or_says_that_it_cannot(name, ratio):
     method, budget = method_of(name), Budget(ratio=ratio)
     plan = method.plan(SPECS, STATS, budget)
     assert plan.is_feasible == (plan.storage.serve_bytes <= budget.allowed_bytes(SPECS))
-    if not plan.is_feasible and name != "full":
+    if not plan.is_feasible:
         with pytest.raises(ValueError, match="the least is"):
             build_with(method, budget)
 
@@ -109,7 +110,7 @@ def build_with(method, budget):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "full"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_plan_s_bytes_are_those_of_the_tables(name, ratio):
     method, budget = method_of(name), Budget(ratio=ratio)
     plan = method.plan(SPECS, STATS, budget)
@@ -136,7 +137,7 @@ def test_training_bytes_are_those_of_the_state(name):
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_pools_the_rows(name, inputs):
-    tables = build(name).train(name not in TRAINS_OTHERWISE)
+    tables = build(name).train(class_of(name).trains_as_served)
     features = draw(SPECS, **inputs)
     found = tables(features).to_dict()
     for key, (spec, feature) in tables.outputs.items():
@@ -153,17 +154,14 @@ def test_forward_pools_the_rows(name, inputs):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sequences_are_the_rows(name):
-    tables = build(name, SEQUENCES).train(name not in TRAINS_OTHERWISE)
+    tables = build(name, SEQUENCES).train(class_of(name).trains_as_served)
     features = draw(SEQUENCES, max_length=4)
     found = tables.sequences(features)["f0"]
     torch.testing.assert_close(found.values(), tables.rows("f0", features.values()), **ROUNDING)
 
 
-# Integers have no gradient; tests/tables/test_grid.py holds their step against the float32 step.
-INTEGERS = ("int8", "int16", "alpt")
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in INTEGERS])
+# tests/tables/test_grid.py holds the step of integers against the float32 step.
+@pytest.mark.parametrize("name", [n for n in NAMES if class_of(n).has_gradients])
 def test_training_follows_the_dense_gradient(name):
     fused = build(name, optimizer=TableOptimizer(kind="sgd", learning_rate=0.5))
     dense = build(name, optimizer=None)
@@ -209,21 +207,12 @@ def test_the_frozen_form_gives_the_same_bits(name):
     features = draw(SPECS, max_length=3)
     frozen = tables.freeze()
     assert not frozen.training
-    tables.train(name not in TRAINS_OTHERWISE)
+    tables.train(class_of(name).trains_as_served)
     assert torch.equal(frozen(features).values(), tables(features).values())
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-# These have a deviation of their own, or vectors with zeros in them; see their tests.
-OWN_DEVIATION = (
-    *("unified", "matryoshka", "optembed", "deep_light", "pep", "auto_srh"),
-    *("ada_embed", "shaver", "cerp"),
-    # Rounding to a step that is as large as the vectors adds a deviation of its own.
-    *("int8", "int16", "alpt"),
-)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in OWN_DEVIATION])
+@pytest.mark.parametrize("name", [n for n in NAMES if class_of(n).starts_as_full])
 def test_initial_vectors_have_the_full_table_s_deviation(name):
     tables = build(name)
     # Ids that share a vector are one draw, not many.

@@ -5,13 +5,42 @@ one exact step of row-wise Adagrad. A contender owns a copy of the rows.
 """
 
 import importlib.util
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from gpu_case import EPS, LR, Case, Data
 from torch import Tensor
+
+
+class Contender(Protocol):
+    """What takes part.
+
+    Attributes:
+        name: in the table.
+        note: what its rows are to say.
+        trains: whether it has a backward pass that updates rows.
+        captures_step: whether a whole step can be captured in a CUDA graph.
+    """
+
+    name: str
+    note: str
+    trains: bool
+    captures_step: bool
+
+    def __init__(self, data: Data) -> None: ...
+
+    def forward(self, batch: int) -> Any:
+        """Return the vectors, with what their backward pass needs."""
+        ...
+
+    def backward(self, batch: int, out: Any) -> None:
+        """Run the backward pass and update the rows."""
+        ...
+
+    def rows(self) -> Tensor:
+        """Return the rows (R, D) of all tables."""
+        ...
 
 
 class Recemb:
@@ -179,9 +208,9 @@ class Fbgemm:
         return torch.cat([t.detach() for t in self.tables.split_embedding_weights()])
 
 
-def contenders() -> list[Callable[[Data], Any]]:
+def contenders() -> list[type[Contender]]:
     """Return those that can run here; recemb first."""
-    found: list[Callable[[Data], Any]] = [Recemb, Torch, Compiled]
+    found: list[type[Contender]] = [Recemb, Torch, Compiled]
     return [*found, Fbgemm] if importlib.util.find_spec("fbgemm_gpu") is not None else found
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from clock import Clock, Timing, copy_ceiling, gather_ceiling
-from contenders import contenders, why_wrong
+from contenders import Contender, contenders, why_wrong
 from gpu_case import NUM_BATCHES, Case, Data, dry_grid, grid, moved_bytes
 from gpu_verdicts import Verdict, verdicts
 from pairs import PAIRS, pair_cases, why_different
@@ -86,15 +87,15 @@ def lookup_rows(case: Case, clock: Clock, ceilings: Ceilings, seed: int) -> Iter
     base = {"case": str(case), "row_bytes": case.row_bytes,
             "is_dram": case.fewest_rows >= 4_000_000 and not case.is_zipf}  # fmt: skip
     for make in contenders():
-        name = make.name  # type: ignore[attr-defined]
-        head = {**base, "contender": name}
-        yield from _guarded(head, lambda make=make, head=head: _lookup(  # type: ignore[misc]
-            make, head, data, num_unique, clock, ceilings, seed))  # fmt: skip
+        head = {**base, "contender": make.name}
+        yield from _guarded(
+            head, partial(_lookup, make, head, data, num_unique, clock, ceilings, seed)
+        )
         _free()
 
 
 def _lookup(
-    make: Callable[[Data], Any], head: Row, data: Data, num_unique: float, clock: Clock,
+    make: type[Contender], head: Row, data: Data, num_unique: float, clock: Clock,
     ceilings: Ceilings, seed: int,
 ) -> Iterator[Row]:  # fmt: skip
     contender = make(data)
@@ -106,14 +107,12 @@ def _lookup(
     def step(batch: int) -> None:
         contender.backward(batch, contender.forward(batch))
 
-    def nothing(batch: int) -> None:
-        return None
-
-    operations = {"forward": (nothing, lambda i, _: contender.forward(i), contender.forward)}
+    forward = partial(_finish, contender.forward)
+    operations = {"forward": (_nothing, forward, contender.forward)}
     if contender.trains:
         operations["backward+update"] = (contender.forward, contender.backward, None)
         whole = step if contender.captures_step else None
-        operations["forward+backward+update"] = (nothing, lambda i, _: step(i), whole)
+        operations["forward+backward+update"] = (_nothing, partial(_finish, step), whole)
     for operation, (begin, finish, whole) in operations.items():
         moved = moved_bytes(data.case, num_unique, operation)
         row = {**head, "operation": operation, "note": contender.note}
@@ -121,6 +120,15 @@ def _lookup(
         yield timed({**row, "launch": "eager"}, eager, moved, ceilings)
         if whole is not None:
             yield from _replayed(row, clock, whole, moved, ceilings)
+
+
+def _nothing(batch: int) -> None:
+    """Begin nothing."""
+
+
+def _finish(run: Callable[[int], Any], batch: int, begun: None) -> Any:
+    """Run what has not been begun."""
+    return run(batch)
 
 
 def _replayed(
@@ -149,7 +157,7 @@ def pair_rows(name: str, case: Case, clock: Clock, ceilings: Ceilings, seed: int
             return
         for side, run in (("fused", pair.fused), ("unfused", pair.unfused)):
             row = {**head, "contender": f"{name} {side}", "note": pair.note}
-            eager = clock.eager(lambda i: None, lambda i, _, run=run: run(i), NUM_BATCHES)  # type: ignore[misc]
+            eager = clock.eager(_nothing, partial(_finish, run), NUM_BATCHES)
             yield timed({**row, "launch": "eager"}, eager, None, ceilings)
             yield from _replayed(row, clock, run, None, ceilings)
 
@@ -163,7 +171,7 @@ def _guarded(head: Row, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         yield from rows()
     except torch.OutOfMemoryError:
         yield {**head, "note": "not measured: out of memory"}
-    except Exception as error:
+    except Exception as error:  # a contender's, whatever it is: a row, and exit status 1
         yield {**head, "note": f"failed: {type(error).__name__}: {_first_line(error)}"}
 
 
@@ -174,7 +182,7 @@ def measure(arguments: argparse.Namespace, clock: Clock, ceilings: Ceilings) -> 
         for case in dry_grid() if dry else grid(quick=arguments.quick):
             yield from _guarded(
                 {"case": str(case), "contender": "all"},
-                lambda case=case: lookup_rows(case, clock, ceilings, arguments.seed),  # type: ignore[misc]
+                partial(lookup_rows, case, clock, ceilings, arguments.seed),
             )
     for name in PAIRS:
         if arguments.only in ("", name):

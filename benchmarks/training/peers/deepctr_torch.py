@@ -57,7 +57,8 @@ class DeepCtr:
         """Return the predictions (B,)."""
         model = self.model.eval()
         with torch.no_grad():
-            return model(batch[0]).squeeze(-1).double().numpy()  # type: ignore[no-any-return]
+            predicted: npt.NDArray[np.float64] = model(batch[0]).squeeze(-1).double().numpy()
+        return predicted
 
 
 def build(task: Task) -> DeepCtr:

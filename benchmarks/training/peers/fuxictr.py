@@ -147,7 +147,8 @@ class FuxiCtr:
         self.model.eval()
         with torch.no_grad():
             predicted: Tensor = self.model(batch)["y_pred"]
-        return predicted.view(-1).double().numpy()  # type: ignore[no-any-return]
+        probabilities: npt.NDArray[np.float64] = predicted.view(-1).double().numpy()
+        return probabilities
 
 
 def build(task: Task) -> FuxiCtr:
