@@ -14,7 +14,7 @@ from recemb.tables.backend import Backend, update_kernel
 from recemb.tables.bags import Bags, is_one_hot
 from recemb.tables.bounds import BoundsCheck
 from recemb.tables.layout import Layout, Unit
-from recemb.tables.lookup import FusedLookup
+from recemb.tables.lookup import fused_lookup
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.program import Buffers
 from recemb.tables.store import GroupStore
@@ -75,11 +75,7 @@ class Pass:
             with torch.no_grad():
                 flat = self.read(lookups)
         elif self._is_fused and torch.is_grad_enabled():
-            anchor = torch.zeros((), requires_grad=True)
-            scales = [its.differentiable for its in lookups]
-            flat = FusedLookup.apply(  # type: ignore[no-untyped-call]
-                anchor, self, lookups, *scales
-            )
+            flat = fused_lookup(self, lookups, [its.differentiable for its in lookups])
         else:
             flat = self.read(lookups)
         return Read([bags for bags, _ in prepared], lookups, self._by_unit(flat))

@@ -1,6 +1,6 @@
 """How weights are drawn before training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,10 @@ from recemb.ids.hashing import hash_seed
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.program import Buffers
 from recemb.tables.rounding import Grid
+
+_TORCH_DRAWS = 16
+_BLOCK_VALUES = 1 << 20
+"""Values of a block of rows that are drawn together: 4 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,64 @@ def draw_weights(
             target.copy_(grid.apply(drawn, torch.arange(table.num_rows)))
         else:
             rule.fill(target, generator)
+    _draw_projections(plan, projections, initial, generator)
+
+
+def draw_blocks(
+    plan: LookupPlan,
+    write: Callable[[str, int, Tensor], None],
+    projections: Buffers,
+    initial: Mapping[str, Initial | Tensor],
+    seed: int,
+) -> None:
+    """Draw the weights that `draw_weights` draws, block by block, so that no table is made whole.
+
+    Args:
+        plan: see `draw_weights`, here and below.
+        write: takes a table's name, a first row, and the rows (N, D) from there on.
+        projections: overwritten.
+        initial: see `draw_weights`.
+        seed: see `draw_weights`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for table in plan.tables:
+        rule = initial.get(table.name, Initial.dlrm(table.num_rows))
+        for first, last in _blocks(table.num_rows, table.width):
+            if isinstance(rule, Tensor):
+                write(table.name, first, rule[first:last])
+                continue
+            block = torch.zeros(last - first, table.width)
+            if table.is_trained:
+                rule.fill(block, generator)
+            if table.step is not None:
+                dtype = getattr(torch, table.dtype)
+                grid = Grid(dtype=dtype, step=table.step, seed=hash_seed(seed, table.name))
+                block = grid.apply(block, torch.arange(first, last))
+            write(table.name, first, block)
+    _draw_projections(plan, projections, initial, generator)
+
+
+def _blocks(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield first row, and last plus one, of blocks that are drawn as if they were one.
+
+    torch draws normal values sixteen at a time, and the last sixteen of a tensor again if their
+    number is no multiple of that; so blocks are multiples of sixteen rows, and the last is not
+    shorter.
+    """
+    rows = max(1, _BLOCK_VALUES // (_TORCH_DRAWS * width)) * _TORCH_DRAWS
+    first = 0
+    while first < num_rows:
+        last = first + rows if num_rows - first >= rows + _TORCH_DRAWS else num_rows
+        yield first, last
+        first = last
+
+
+def _draw_projections(
+    plan: LookupPlan,
+    projections: Buffers,
+    initial: Mapping[str, Initial | Tensor],
+    generator: torch.Generator,
+) -> None:
     for projection in plan.projections:
         matrix = projections[projection.name].detach()
         given = initial.get(f"{projection.name}.projection")

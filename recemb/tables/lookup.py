@@ -157,3 +157,20 @@ class FusedLookup(torch.autograd.Function):
             scales = [g if is_wanted else None for g, is_wanted in zip(found, wanted, strict=True)]
         ctx.lookup.update(ctx.lookups, grads)
         return (None, None, None, *scales)
+
+
+def fused_lookup(
+    lookup: Lookup, lookups: Sequence[Any], scales: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Return what `lookup` reads; a backward pass through it updates the rows.
+
+    Args:
+        lookup: reads, and later updates.
+        lookups: the addressed ids.
+        scales: those of each of `lookups`, for which the backward pass returns gradients.
+    """
+    anchor = torch.zeros((), requires_grad=True)
+    found: tuple[Tensor, ...] = FusedLookup.apply(  # type: ignore[no-untyped-call]
+        anchor, lookup, lookups, *scales
+    )
+    return found

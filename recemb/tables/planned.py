@@ -26,6 +26,7 @@ from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
 from recemb.tables.transform import TransformFactory, Transforms
+from recemb.tables.updater import UNFINISHED
 
 
 class PlannedTables(Tables):
@@ -195,7 +196,6 @@ class PlannedTables(Tables):
         for lookup in output.all_lookups:
             rows = run_program(lookup.program, ids.long(), self.plan_buffers)
             vector = self._rows_of(lookup.table, rows.clamp(min=0))
-            vector = vector * (self.plan.table(lookup.table).step or 1.0)
             vector = vector.masked_fill((rows < 0).unsqueeze(1), 0)
             vector = self.transforms.apply_to_rows(lookup.table, vector, rows)
             vectors.append(programs.apply(lookup.row, vector, rows))
@@ -324,8 +324,8 @@ class PlannedTables(Tables):
         draw_weights(self.plan, self.table, self.projections, initial, seed)
 
     def _rows_of(self, table: str, rows: Tensor) -> Tensor:
-        """Return rows (N,) of a physical table, (N, D), as they are stored, in float32."""
-        return gather_rows(self.table(table), rows)
+        """Return rows (N,) of a physical table, (N, D), in float32, integers times their step."""
+        return gather_rows(self.table(table), rows) * (self.plan.table(table).step or 1.0)
 
     def _units_of(self, reading: RowPass) -> list[Unit]:
         return [unit.unit for unit in reading.units]
@@ -355,11 +355,7 @@ class PlannedTables(Tables):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         if any(updater.has_collected for updater in self.engine.updaters):
-            raise RuntimeError(
-                "tables: gradients of unfinished micro-batches are waiting, which a state_dict "
-                "does not hold; save after the update, that is after a backward pass without "
-                "defer_updates"
-            )
+            raise RuntimeError(UNFINISHED)
         for store in self.engine.stores:
             for name, tensor in store.tensors():
                 destination[prefix + name] = tensor if keep_vars else tensor.detach()

@@ -17,6 +17,11 @@ from recemb.tables.triton import TritonUpdate
 from recemb.tables.unit import AnyLookups
 from recemb.tables.update import Touched, group_by_row, update_all, update_touched
 
+UNFINISHED = (
+    "tables: gradients of unfinished micro-batches are waiting, which a state_dict does not hold; "
+    "save after the update, that is after a backward pass without defer_updates"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
