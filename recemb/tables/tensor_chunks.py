@@ -72,12 +72,6 @@ class TensorChunks:
         """Return the shape of the whole tensor."""
         return self.shape
 
-    def detach(self) -> "TensorChunks":
-        """Return the same chunks without gradients."""
-        return TensorChunks(
-            self.shape, self.dtype, [Chunk(c.offsets, c.values.detach()) for c in self.chunks]
-        )
-
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         return [
             WriteItem(
