@@ -66,7 +66,7 @@ def _plain(value: Any, path: str, tensors: dict[str, Leaf]) -> Any:
         while name in tensors:
             # Keys with dots in them can spell the path of another tensor.
             name += "'"
-        tensors[name] = value.detach()
+        tensors[name] = value
         return {"$tensor": name}
     if isinstance(value, Mapping):
         entries = [(key, _plain(its, _join(path, key), tensors)) for key, its in value.items()]
