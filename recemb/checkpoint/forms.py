@@ -3,6 +3,7 @@
 - "plan": rows that a `LookupPlan` looks up.
 - "computed": rows that `RowSource`s compute, each of a form named in its class, beside a plan for
   the tables that are stored.
+- "joined": several of these, side by side.
 
 Nothing is made from a description but the classes of this package, with plain settings, and no
 tensor is allocated whose shape the file does not hold.
@@ -19,6 +20,7 @@ from torch import Tensor
 from recemb.methods.source_class import source_class
 from recemb.tables.bounds import Bounds
 from recemb.tables.computed import ComputedTables
+from recemb.tables.joined import JoinedTables
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.planned import PlannedTables
 from recemb.tables.row_source import RowSource
@@ -41,6 +43,9 @@ def describe_tables(frozen: Tables) -> dict[str, Any]:
         described = frozen.description()
         plan = None if described["plan"] is None else json.loads(described["plan"])
         return {"form": "computed", "specs": specs, **described, "plan": plan}
+    if isinstance(frozen, JoinedTables):
+        parts = {name: describe_tables(frozen.part(name)) for name in frozen.parts}
+        return {"form": "joined", "specs": specs, "parts": parts}
     raise ValueError(
         f"{type(frozen).__name__} has no serving form, only {list(_FORMS)}; let its freeze() "
         "return PlannedTables or ComputedTables, or add a form to recemb/checkpoint/forms.py"
@@ -135,6 +140,23 @@ def _computed(
     ).freeze()
 
 
+def _joined(
+    description: Mapping[str, Any],
+    specs: Sequence[TableSpec],
+    tensors: Mapping[str, Tensor],
+    bounds: Bounds,
+) -> JoinedTables:
+    parts, rest = {}, dict(tensors)
+    for name, entry in description["parts"].items():
+        prefix = f"parts.{name}."
+        its = {key: rest.pop(key) for key in list(rest) if key.startswith(prefix)}
+        parts[str(name)] = make_tables(
+            entry, {key.removeprefix(prefix): tensor for key, tensor in its.items()}, bounds
+        )
+    _check_tensors({}, rest)
+    return JoinedTables(specs, parts).eval()
+
+
 def _is_part(key: str, source: str) -> bool:
     """Return whether a tensor is a source's: names of tables may have dots, parts have none."""
     return "." not in key.removeprefix(f"embedding_bags.{source}.")
@@ -181,4 +203,8 @@ _Make = Callable[
     [Mapping[str, Any], Sequence[TableSpec], Mapping[str, Tensor], Bounds],
     Tables,
 ]
-_FORMS: Mapping[str, _Make] = {"plan": _planned, "computed": _computed}
+_FORMS: Mapping[str, _Make] = {
+    "plan": _planned,
+    "computed": _computed,
+    "joined": _joined,
+}

@@ -20,6 +20,7 @@ from torch import Tensor
 from recemb.methods.packed_source import packed
 from recemb.tables.bounds import Bounds
 from recemb.tables.computed import ComputedTables
+from recemb.tables.joined import JoinedTables
 from recemb.tables.lookup_plan import PhysicalTable, VirtualLookup
 from recemb.tables.planned import PlannedTables
 from recemb.tables.row_codes import Bits, code_bytes, encode_rows, header_dtype, to_half
@@ -47,6 +48,9 @@ def quantise_tables(tables: Tables, post: PostTraining, *, bounds: Bounds = "err
     frozen = tables.freeze()
     if post == "none":
         return frozen
+    if isinstance(frozen, JoinedTables):
+        parts = {n: quantise_tables(frozen.part(n), post, bounds=bounds) for n in frozen.parts}
+        return JoinedTables(frozen.specs, parts).eval()
     if isinstance(frozen, PlannedTables):
         return _planned(frozen, post, bounds)
     if isinstance(frozen, ComputedTables):

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,6 @@ from recemb.cli.train import run
 # Dropout and batch norm, several epochs, evaluations inside an epoch, a last short batch, gradient
 # accumulation, a schedule: everything that has a state.
 RUN = [
-    "data=synthetic",
-    "data.num_train=3100",
-    "data.scale=0.0001",
-    "data.num_val=1000",
-    "data.num_test=1000",
-    "model=deepfm",
-    "model.hidden_units=[32,16]",
-    "model.dropout=0.1",
     "optimizer=adam",
     "trainer.batch_size=256",
     "trainer.accumulate_batches=2",
@@ -41,6 +34,26 @@ RUN = [
     "logger=none",
     "progress=false",
 ]
+FLAT = [
+    "data=synthetic",
+    "data.num_train=3100",
+    "data.scale=0.0001",
+    "data.num_val=1000",
+    "data.num_test=1000",
+    "model=deepfm",
+    "model.hidden_units=[32,16]",
+    "model.dropout=0.1",
+]
+HISTORIES = [
+    "data=synthetic_sequences",
+    "data.num_users=130",
+    "data.length=60",
+    "data.max_history=20",
+    "model=dare",
+    "model.hidden_units=[16]",
+    "model.attention_dim=4",
+    "embedding_dim=8",
+]
 
 
 # A server that has imported everything once; each run is a fork of it.
@@ -51,10 +64,10 @@ PROCESSES.set_forkserver_preload(["recemb.cli.train"])
 class Run:
     """A process that trains; `output` is what it printed."""
 
-    def __init__(self, folder: Path, cache: Path, *more: str) -> None:
+    def __init__(self, folder: Path, cache: Path, *more: str, what: Sequence[str] = FLAT) -> None:
         self.folder = folder
         self.printed = folder.with_suffix(f".{time.monotonic_ns()}.txt")
-        arguments = [*RUN, *more, f"paths.run={folder}", f"paths.cache={cache}"]
+        arguments = [*RUN, *what, *more, f"paths.run={folder}", f"paths.cache={cache}"]
         self.process = PROCESSES.Process(target=train, args=(arguments, self.printed))
         self.process.start()
 
@@ -83,8 +96,8 @@ def train(arguments: list[str], printed: Path) -> None:
     sys.exit(run(arguments))
 
 
-def finish(folder: Path, cache: Path, *more: str) -> str:
-    process = Run(folder, cache, *more)
+def finish(folder: Path, cache: Path, *more: str, what: Sequence[str] = FLAT) -> str:
+    process = Run(folder, cache, *more, what=what)
     assert process.wait() == 0, process.output
     return process.output
 
@@ -150,6 +163,15 @@ def test_a_run_killed_twice_ends_as_if_undisturbed(
     tmp_path: Path, cache: Path, undisturbed: dict[str, Any]
 ) -> None:
     resume_after_kills(tmp_path, cache, undisturbed, [0.05, 0.3])
+
+
+def test_a_run_over_histories_that_is_killed_ends_as_if_undisturbed(
+    tmp_path: Path, cache: Path
+) -> None:
+    finish(tmp_path / "undisturbed", cache, what=HISTORIES)
+    kill_after(Run(tmp_path / "run", cache, what=HISTORIES), 0.1)
+    finish(tmp_path / "run", cache, what=HISTORIES)
+    assert_equal(outcome(tmp_path / "undisturbed"), outcome(tmp_path / "run"), "run")
 
 
 @pytest.mark.slow

@@ -144,6 +144,27 @@ def test_rows_with_histories_get_the_trained_model_s_probabilities(
     assert np.array_equal(probabilities(tmp_path / "scored.csv"), expected_of(ended, prepared))
 
 
+def test_a_method_for_each_role_is_trained_and_served(
+    cache: Path,
+    training: DictConfig,
+    exporting: DictConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = training.copy()
+    config.model = OmegaConf.load(CONF / "model" / "dare.yaml")
+    config.embedding = OmegaConf.load(CONF / "embedding" / "per_role.yaml")
+    config.embedding.attention = OmegaConf.load(CONF / "embedding" / "int8.yaml")
+    config.embedding.representation = OmegaConf.load(CONF / "embedding" / "tt_rec.yaml")
+    config.paths.run = str(tmp_path / "run")
+    ended = trained(config, monkeypatch)
+    model = served(config, exporting, tmp_path / "model.recemb")
+    prepared = prepared_in(cache)
+    rows = write_text(tmp_path / "rows.csv", list(raw_rows(prepared)))
+    model.predict_file(rows, tmp_path / "scored.csv")
+    assert np.array_equal(probabilities(tmp_path / "scored.csv"), expected_of(ended, prepared))
+
+
 @pytest.fixture(scope="module")
 def dare(
     training: DictConfig, exporting: DictConfig, tmp_path_factory: pytest.TempPathFactory
