@@ -8,7 +8,7 @@ chunk, and as many hashed rows.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from torch import Tensor
 from recemb.kernels.code_bag import pack_codes, row_bytes, unpack_codes
 from recemb.kernels.hashing import reference
 from recemb.methods.codes import bits_of
+from recemb.methods.stored_source import StoredSource
 from recemb.tables.bags import Bags
 from recemb.tables.lookup_plan import Output
-from recemb.tables.row_source import RowSource, pool
+from recemb.tables.row_source import pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class SumForm:
         return sum(self.parts().values())
 
 
-class CodeSums(RowSource):
+class CodeSums(StoredSource[SumForm]):
     """One table; it serves and is not trained.
 
     Args:
@@ -83,9 +84,8 @@ class CodeSums(RowSource):
         num_entries: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.stored = SumForm(
-            num_rows=num_rows, width=width, num_chunks=num_chunks, num_entries=num_entries
+        super().__init__(
+            SumForm(num_rows=num_rows, width=width, num_chunks=num_chunks, num_entries=num_entries)
         )
         size = row_bytes(num_chunks, self.stored.bits)
         codes = torch.empty(num_rows, size, dtype=torch.uint8, device=device)
@@ -121,20 +121,7 @@ class CodeSums(RowSource):
             "hashed": hashed.detach(),
             "hash_seeds": torch.tensor(hash_seeds),
         }
-        for name, tensor in tensors.items():
-            made.get_buffer(name).copy_(tensor)
-        return made.eval()
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments but `device`."""
-        return asdict(self.stored)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of tables that were trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of codes, rows and hash seeds."""
-        return self.stored.parts()
+        return made.filled(**tensors)
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""

@@ -11,14 +11,14 @@ Shapes: `n` rows, `D` width, `P` parts, `K` centroids of a part, `Z` = D / P, `N
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from recemb.kernels.code_bag import pack_codes, row_bytes, unpack_codes
 from recemb.methods.sparse_rows import block_ranks, num_ranks, ones_before, pack_bits
-from recemb.tables.row_source import RowSource
+from recemb.methods.stored_source import StoredSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class CodeForm:
         }
 
 
-class CodeRows(RowSource):
+class CodeRows(StoredSource[CodeForm]):
     """One table of codes; it serves and is not trained.
 
     Args:
@@ -121,14 +121,15 @@ class CodeRows(RowSource):
         tail_centroids: int | None = None,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.stored = CodeForm(
-            num_rows=num_rows,
-            width=width,
-            num_parts=num_parts,
-            num_centroids=num_centroids,
-            num_head=num_head,
-            tail_centroids=tail_centroids,
+        super().__init__(
+            CodeForm(
+                num_rows=num_rows,
+                width=width,
+                num_parts=num_parts,
+                num_centroids=num_centroids,
+                num_head=num_head,
+                tail_centroids=tail_centroids,
+            )
         )
         for name, (shape, dtype) in self.stored.tensors().items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
@@ -155,20 +156,7 @@ class CodeRows(RowSource):
             tensors["head_ranks"] = block_ranks(tensors["head_bits"])
         else:
             tensors["codes"] = pack_codes(codes, stored.bits)
-        for name, tensor in tensors.items():
-            made.get_buffer(name).copy_(tensor)
-        return made.eval()
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments but `device`."""
-        return asdict(self.stored)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of tables that were trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of the codes, the codebooks and the indices."""
-        return self.stored.parts()
+        return made.filled(**tensors)
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recemb.kernels.code_bag import pack_codes, row_bytes, unpack_codes
 from recemb.methods.quantised_rows import Integers, dequantise
-from recemb.tables.row_source import RowSource
+from recemb.methods.stored_source import StoredSource
 
 _BLOCK_ROWS = 64
 _LARGEST_INT32 = 2**31 - 1
@@ -97,7 +97,7 @@ class MixedForm:
         return sum(self.parts().values())
 
 
-class MixedRows(RowSource):
+class MixedRows(StoredSource[MixedForm]):
     """Tables of one width whose rows have different bits; it serves and is not trained.
 
     Args:
@@ -124,9 +124,8 @@ class MixedRows(RowSource):
         counts: Sequence[int],
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.stored = MixedForm(
-            num_rows=dict(num_rows), width=width, bits=tuple(bits), counts=tuple(counts)
+        super().__init__(
+            MixedForm(num_rows=dict(num_rows), width=width, bits=tuple(bits), counts=tuple(counts))
         )
         for name, (count, dtype) in self.stored.tensors().items():
             self.register_buffer(name, torch.empty(count, dtype=dtype, device=device))
@@ -173,13 +172,6 @@ class MixedRows(RowSource):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments but `device`."""
         return _settings(self.stored)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of tables that were trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of the integers, as "weights", of "indices" and of "scales"."""
-        return self.stored.parts()
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""

@@ -10,13 +10,13 @@ Shapes: `n` rows of a table, `D` its width, `b` bits, `N` ids, `LB` bytes of a r
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from recemb.kernels.code_bag import pack_codes, row_bytes, unpack_codes
-from recemb.tables.row_source import RowSource
+from recemb.methods.stored_source import StoredSource
 
 _CHUNK_ROWS = 1 << 16
 _MAX_BITS = 16
@@ -127,7 +127,7 @@ class QuantisedForm:
         return sum(self.parts().values())
 
 
-class QuantisedRows(RowSource):
+class QuantisedRows(StoredSource[QuantisedForm]):
     """One table of integers, steps and offsets; it serves and is not trained.
 
     Args:
@@ -154,13 +154,14 @@ class QuantisedRows(RowSource):
         num_offsets: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.stored = QuantisedForm(
-            num_rows=num_rows,
-            width=width,
-            bits=bits,
-            num_steps=num_steps,
-            num_offsets=num_offsets,
+        super().__init__(
+            QuantisedForm(
+                num_rows=num_rows,
+                width=width,
+                bits=bits,
+                num_steps=num_steps,
+                num_offsets=num_offsets,
+            )
         )
         self.integers = Integers(bits=bits)
         shape = (num_rows, self.stored.row_bytes)
@@ -195,17 +196,6 @@ class QuantisedRows(RowSource):
         if made.offsets is not None and offsets is not None:
             made.offsets.copy_(offsets)
         return made.eval()
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments but `device`."""
-        return asdict(self.stored)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of a table that was trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of the integers, as "weights", and of "scales"."""
-        return self.stored.parts()
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""

@@ -4,12 +4,14 @@ Shapes: `n` rows of a table, `D` its width, `d` the columns that are kept, `N` i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from recemb.methods.sparse_rows import pack_bits, unpack_bits
+from recemb.methods.stored_source import StoredSource
 from recemb.tables.blueprint import Blueprint
 from recemb.tables.computed import ComputedTables
 from recemb.tables.full import full_plan
@@ -23,7 +25,32 @@ from recemb.tables.storage import Storage
 from recemb.tables.transform import RowTransform
 
 
-class ShavedRows(RowSource):
+@dataclass(frozen=True, kw_only=True)
+class ShavedForm:
+    """How many columns of a table are left.
+
+    Attributes:
+        num_rows: n.
+        width: D.
+        num_columns: d.
+    """
+
+    num_rows: int
+    width: int
+    num_columns: int
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of the values and the defaults, and of the columns' bitmap."""
+        if self.num_columns == self.width:
+            return {"weights": 4 * self.num_rows * self.width}
+        return {
+            "weights": 4 * self.num_rows * self.num_columns,
+            "defaults": 4 * (self.width - self.num_columns),
+            "indices": -(-self.width // 8),
+        }
+
+
+class ShavedRows(StoredSource[ShavedForm]):
     """One table without its shaved columns; it serves and is not trained.
 
     Args:
@@ -43,10 +70,7 @@ class ShavedRows(RowSource):
         num_columns: int,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.num_rows = num_rows
-        self.width = width
-        self.num_columns = num_columns
+        super().__init__(ShavedForm(num_rows=num_rows, width=width, num_columns=num_columns))
         sizes = {"values": (num_rows, num_columns), "defaults": (width - num_columns,)}
         for name, shape in sizes.items():
             self.register_buffer(name, torch.empty(shape, device=device))
@@ -62,45 +86,20 @@ class ShavedRows(RowSource):
             num_columns=int(kept.sum()),
             device=weight.device,
         )
-        made.get_buffer("values").copy_(weight.detach()[:, kept])
-        made.get_buffer("defaults").copy_(defaults[~kept])
-        made.get_buffer("column_bits").copy_(pack_bits(kept.unsqueeze(0)))
-        return made.eval()
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments but `device`."""
-        return {
-            "num_rows": self.num_rows,
-            "width": self.width,
-            "num_columns": self.num_columns,
-        }
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of a table that was trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of the values and the defaults, and of the columns' bitmap."""
-        return shaved_bytes(self.num_rows, self.width, self.num_columns)
+        return made.filled(
+            values=weight.detach()[:, kept],
+            defaults=defaults[~kept],
+            column_bits=pack_bits(kept.unsqueeze(0)),
+        )
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""
-        kept = unpack_bits(self.get_buffer("column_bits").unsqueeze(0), self.width)[0]
+        kept = unpack_bits(self.get_buffer("column_bits").unsqueeze(0), self.stored.width)[0]
         values, defaults = self.get_buffer("values"), self.get_buffer("defaults")
-        vectors = values.new_empty(ids.numel(), self.width)
+        vectors = values.new_empty(ids.numel(), self.stored.width)
         vectors[:, ~kept] = defaults
         vectors[:, kept] = values.index_select(0, ids)
         return vectors
-
-
-def shaved_bytes(num_rows: int, width: int, num_columns: int) -> dict[str, int]:
-    """Return the bytes of a table with `num_columns` columns left, part by part."""
-    if num_columns == width:
-        return {"weights": 4 * num_rows * width}
-    return {
-        "weights": 4 * num_rows * num_columns,
-        "defaults": 4 * (width - num_columns),
-        "indices": -(-width // 8),
-    }
 
 
 class Shave(RowTransform):
@@ -188,7 +187,10 @@ class ShavedTables(PlannedTables):
                 num_columns = self._first_columns[spec.name]
             else:
                 num_columns = int(self.kept(spec.name).sum())
-            parts.append(shaved_bytes(spec.num_embeddings, spec.embedding_dim, num_columns))
+            form = ShavedForm(
+                num_rows=spec.num_embeddings, width=spec.embedding_dim, num_columns=num_columns
+            )
+            parts.append(form.parts())
         serve = {part: size for part, size in merge_bytes(parts).items() if size}
         return Storage(full_bytes=full.full_bytes, serve=serve, train=full.train)
 

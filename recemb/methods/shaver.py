@@ -26,7 +26,7 @@ from torch import Tensor
 
 from recemb.ids.hashing import hash_seed
 from recemb.methods.pruned import allowed_bytes
-from recemb.methods.shaved_rows import ShavedTables, shaved_bytes
+from recemb.methods.shaved_rows import ShavedForm, ShavedTables
 from recemb.tables.initial import Initial
 from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe
 from recemb.tables.optimizer import TableOptimizer
@@ -241,7 +241,8 @@ def fitting(specs: Sequence[TableSpec], ranked: Sequence[Column], num_bytes: int
 
 
 def _bytes(num_rows: int, width: int, num_columns: int) -> int:
-    return sum(shaved_bytes(num_rows, width, num_columns).values())
+    form = ShavedForm(num_rows=num_rows, width=width, num_columns=num_columns)
+    return sum(form.parts().values())
 
 
 def _masks(specs: Sequence[TableSpec], columns: Sequence[Column]) -> dict[str, Tensor]:

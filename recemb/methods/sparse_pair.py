@@ -6,17 +6,45 @@ Shapes: `N` ids, `D` the tables' width.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from recemb.methods.sparse_rows import SparseForm, SparseRows
-from recemb.tables.row_source import RowSource, merge_bytes
+from recemb.methods.stored_source import StoredSource
+from recemb.tables.row_source import merge_bytes
+
+SIDES = ("remainder", "quotient")
 
 
-class SparsePair(RowSource):
+@dataclass(frozen=True, kw_only=True)
+class PairForm:
+    """The forms of both tables.
+
+    Attributes:
+        modulus: b.
+        divisor: c.
+        remainder: P's.
+        quotient: Q's.
+    """
+
+    modulus: int
+    divisor: int
+    remainder: SparseForm
+    quotient: SparseForm
+
+    def side(self, name: str) -> SparseForm:
+        """Return the form of "remainder" or "quotient"."""
+        return self.remainder if name == "remainder" else self.quotient
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of the values, as "weights", and of the indices."""
+        return merge_bytes([self.side(name).parts() for name in SIDES])
+
+
+class SparsePair(StoredSource[PairForm]):
     """One table as the sum of two in forms of `SparseRows`; it serves and is not trained.
 
     Args:
@@ -38,15 +66,16 @@ class SparsePair(RowSource):
         quotient: Mapping[str, Any],
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.modulus = modulus
-        self.divisor = divisor
-        self.stored = {
-            "remainder": SparseForm(**remainder),
-            "quotient": SparseForm(**quotient),
-        }
-        for side, stored in self.stored.items():
-            for name, (count, dtype) in stored.tensors().items():
+        super().__init__(
+            PairForm(
+                modulus=modulus,
+                divisor=divisor,
+                remainder=SparseForm(**remainder),
+                quotient=SparseForm(**quotient),
+            )
+        )
+        for side in SIDES:
+            for name, (count, dtype) in self.stored.side(side).tensors().items():
                 tensor = torch.empty(count, dtype=dtype, device=device)
                 self.register_buffer(f"{side}_{name}", tensor)
 
@@ -61,33 +90,20 @@ class SparsePair(RowSource):
             quotient=sides["quotient"].settings(),
             device=remainder.device,
         )
-        for side, source in sides.items():
-            for name, tensor in source.parts():
-                made.get_buffer(f"{side}_{name}").copy_(tensor)
-        return made.eval()
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments but `device`."""
-        forms = {side: asdict(stored) for side, stored in self.stored.items()}
-        return {"modulus": self.modulus, "divisor": self.divisor, **forms}
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of tables that were trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of the values, as "weights", and of the indices."""
-        return merge_bytes([stored.parts() for stored in self.stored.values()])
+        tensors = {f"{s}_{name}": its for s in SIDES for name, its in sides[s].parts()}
+        return made.filled(**tensors)
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""
-        rows: Tensor = self._side("remainder")(table, torch.remainder(ids, self.modulus))
-        quotient = torch.div(ids, self.divisor, rounding_mode="floor")
+        rows: Tensor = self._side("remainder")(table, torch.remainder(ids, self.stored.modulus))
+        quotient = torch.div(ids, self.stored.divisor, rounding_mode="floor")
         more: Tensor = self._side("quotient")(table, quotient)
         return rows + more
 
     def _side(self, side: str) -> SparseRows:
         """Return P or Q, on these tensors."""
-        source = SparseRows(**asdict(self.stored[side]), device=torch.device("meta"))
-        for name in self.stored[side].tensors():
+        form = self.stored.side(side)
+        source = SparseRows(**asdict(form), device=torch.device("meta"))
+        for name in form.tensors():
             source.register_buffer(name, self.get_buffer(f"{side}_{name}"))
         return source

@@ -21,12 +21,12 @@ blocks is Jacobson's, "Space-efficient static trees and graphs", FOCS 1989.
 
 import itertools
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from recemb.tables.row_source import RowSource
+from recemb.methods.stored_source import StoredSource
 
 RowIndex = Literal["all", "bitmap", "list"]
 ValueIndex = Literal["dense", "csr", "bitmap"]
@@ -129,7 +129,7 @@ def form_of(weight: Tensor) -> SparseForm:
     )
 
 
-class SparseRows(RowSource):
+class SparseRows(StoredSource[SparseForm]):
     """One table in one of the forms of the module; it serves and is not trained.
 
     Args:
@@ -155,14 +155,15 @@ class SparseRows(RowSource):
         values: ValueIndex,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.stored = SparseForm(
-            num_rows=num_rows,
-            width=width,
-            num_kept=num_kept,
-            num_values=num_values,
-            rows=rows,
-            values=values,
+        super().__init__(
+            SparseForm(
+                num_rows=num_rows,
+                width=width,
+                num_kept=num_kept,
+                num_values=num_values,
+                rows=rows,
+                values=values,
+            )
         )
         for name, (count, dtype) in self.stored.tensors().items():
             self.register_buffer(name, torch.empty(count, dtype=dtype, device=device))
@@ -190,20 +191,7 @@ class SparseRows(RowSource):
         elif made.stored.values == "bitmap":
             tensors["value_bits"] = pack_bits(is_value)
             tensors["value_ranks"] = block_ranks(tensors["value_bits"])
-        for name, tensor in tensors.items():
-            made.get_buffer(name).copy_(tensor)
-        return made.eval()
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments but `device`."""
-        return asdict(self.stored)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw nothing: the form is made of a table that was trained."""
-
-    def train_bytes(self) -> dict[str, int]:
-        """Return the bytes of the values, as "weights", and of the indices."""
-        return self.stored.parts()
+        return made.filled(**tensors)
 
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,)."""
