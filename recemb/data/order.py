@@ -102,14 +102,13 @@ class RowOrder:
 class Shares:
     """Which places of the order each rank reads at each step.
 
-    Every row is read once, by one rank, and all ranks take the same number of steps. A step gives
-    `batch_size` rows to each rank. What is left at the end is shared out as a last, smaller step;
-    if fewer rows are left than there are ranks, they join the step before, whose batches then hold
-    up to one row more. With `drop_last` the rest is left out.
+    A step is a batch of `batch_size` rows, the same whatever the number of ranks, and the ranks
+    share it out in order; so every row is read once, by one rank, and all ranks take the same
+    number of steps. A last batch may be smaller, and a rank's share of it empty. With `drop_last`
+    it is left out.
 
     Raises:
-        ValueError: if a size is below 1, the rank is out of range, or there are fewer rows than
-            ranks.
+        ValueError: if a size is below 1, or the rank is out of range.
     """
 
     def __init__(
@@ -122,24 +121,15 @@ class Shares:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"batches: rank must be in [0, {world_size}), got {rank}")
-        if 0 < num_rows < world_size:
-            raise ValueError(
-                f"batches: {num_rows} rows cannot be shared by {world_size} ranks; "
-                "use fewer processes or more rows"
-            )
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
-        self._full, rest = divmod(num_rows, batch_size * world_size)
-        self._rest = 0 if drop_last else rest
-        self.num_steps = self._full + int(self._rest >= world_size)
+        self._num_rows = num_rows
+        self.num_steps = num_rows // batch_size if drop_last else -(-num_rows // batch_size)
 
     def bounds(self, step: int) -> tuple[int, int]:
-        """Return the places (start, stop) of this rank's batch at `step`."""
-        base = step * self._batch_size * self._world_size
-        if step == self._full:
-            start, stop = (self._rest * r // self._world_size for r in (self._rank, self._rank + 1))
-            return base + start, base + stop
-        extra = self._rest if step == self._full - 1 and self.num_steps == self._full else 0
-        start = base + self._rank * self._batch_size + min(self._rank, extra)
-        return start, start + self._batch_size + int(self._rank < extra)
+        """Return the places (start, stop) of this rank's share at `step`."""
+        first = step * self._batch_size
+        size = min(self._batch_size, self._num_rows - first)
+        start, stop = (size * r // self._world_size for r in (self._rank, self._rank + 1))
+        return first + start, first + stop

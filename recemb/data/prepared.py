@@ -101,7 +101,7 @@ class Prepared:
 
         Args:
             split: "train", "val" or "test".
-            batch_size: examples in a batch of one rank; the last may be smaller, see `Shares`.
+            batch_size: examples of a step, over all ranks; the last may be smaller, see `Shares`.
             seed: of the shuffle.
             epoch: of the shuffle.
             shuffle: whether to permute the rows.

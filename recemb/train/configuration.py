@@ -9,7 +9,10 @@ from typing import Any
 import yaml
 
 # What does not change the result of a run.
-_NOT_HASHED = ("paths.", "logger.", "progress", "traceback", "name", "data.raw")
+_NOT_HASHED = (
+    *("paths.", "logger.", "progress", "traceback", "name", "data.raw"),
+    *("sharding", "world_size", "timeout_seconds"),
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -149,3 +149,23 @@ class RunLog:
         """Close the bar and the tracker."""
         self.end_epoch()
         self.tracker.close()
+
+
+class QuietLog(RunLog):
+    """The log of a process that leaves writing and printing to another."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), tracker=NoTracker(), show_progress=False)
+
+    def size_bytes(self) -> int:
+        """Return 0: it has no file."""
+        return 0
+
+    def truncate(self, size_bytes: int) -> None:
+        """Do nothing."""
+
+    def row(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def message(self, text: str) -> None:
+        """Do nothing."""

@@ -1,0 +1,89 @@
+"""A sharding chosen by TorchRec's planner."""
+
+from collections.abc import Sequence
+
+import torch
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from recemb.tables.formula import STATE_PARTS
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.physical_table import PhysicalTable
+from recemb.tables.sharding import TableSharding
+
+_RESERVED_SHARE = 0.15
+"""Of a device's memory, for everything but tables; TorchRec's own default."""
+
+
+def choose_shardings(
+    tables: Sequence[PhysicalTable],
+    optimizer: TableOptimizer,
+    *,
+    world_size: int,
+    device: torch.device,
+) -> dict[str, TableSharding]:
+    """Return how each table is sharded: as TorchRec's planner would, with one exception.
+
+    The planner offers no row-wise sharding on CPUs. So there tables that are larger than a rank's
+    equal share of all bytes are row-wise, and the planner places the others.
+
+    Args:
+        tables: the physical tables.
+        optimizer: how rows are updated; those with state by row leave columns together.
+        world_size: number of ranks.
+        device: what ranks compute on.
+    """
+    share = sum(t.num_rows * t.width for t in tables) / world_size
+    is_cuda = device.type == "cuda"
+    large = [t for t in tables if not is_cuda and t.num_rows * t.width > share]
+    found = {t.name: TableSharding(kind="row_wise") for t in large}
+    others = [t for t in tables if t.name not in found]
+    if others:
+        found |= _planned(others, optimizer, world_size=world_size, is_cuda=is_cuda)
+    return {table.name: found[table.name] for table in tables}
+
+
+def _planned(
+    tables: Sequence[PhysicalTable],
+    optimizer: TableOptimizer,
+    *,
+    world_size: int,
+    is_cuda: bool,
+) -> dict[str, TableSharding]:
+    kinds = ["data_parallel", "table_wise", "row_wise"]
+    if not any(is_rowwise for _, is_rowwise in STATE_PARTS[optimizer.kind]):
+        kinds.append("column_wise")
+    bags = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=t.name,
+                num_embeddings=t.num_rows,
+                embedding_dim=t.width,
+                feature_names=[t.name],
+            )
+            for t in tables
+        ],
+        device=torch.device("meta"),
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=world_size,
+            compute_device="cuda" if is_cuda else "cpu",
+        ),
+        constraints={t.name: ParameterConstraints(sharding_types=list(kinds)) for t in tables},
+        storage_reservation=FixedPercentageStorageReservation(_RESERVED_SHARE),
+        stats=[],
+        debug=False,
+    )
+    plan = planner.plan(bags, [EmbeddingBagCollectionSharder()])
+    its = plan.plan[""]
+    found = {}
+    for table in tables:
+        kind = its[table.name].sharding_type
+        has_ranks = kind in ("table_wise", "column_wise")
+        ranks = tuple(its[table.name].ranks) if has_ranks else None
+        found[table.name] = TableSharding(kind=kind, ranks=ranks)
+    return found

@@ -1,0 +1,140 @@
+"""The processes that train together, and what they have to agree on.
+
+Shapes: `N` examples.
+"""
+
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; one alone where there are no others.
+
+    Every method is collective: all ranks call it, in the same order.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    @staticmethod
+    def current() -> "Ranks":
+        """Return the ranks of the process group, if there is one."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return Ranks()
+        return Ranks(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this process writes and prints for all."""
+        return self.rank == 0
+
+    def sums(self, *values: float) -> list[float]:
+        """Return each value summed over the ranks, in double precision."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        found: list[float] = total.tolist()
+        return found
+
+    def from_first(self, value: T) -> T:
+        """Return the first rank's value."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def everyone(self, value: T) -> list[T]:
+        """Return the values of all ranks, in order."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients over the ranks, in place.
+
+        A parameter that no rank has a gradient for keeps none.
+        """
+        if self.world_size == 1 or not parameters:
+            return
+        # One flat message: latency counts more than the copy, for the dense part is small.
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        counts = torch.tensor([float(p.grad is not None) for p in parameters])
+        flat = torch.cat([*(g.float().view(-1) for g in grads), counts.to(grads[0].device)])
+        dist.all_reduce(flat)
+        *summed, counts = torch.split(flat, [*(p.numel() for p in parameters), len(parameters)])
+        is_used = (counts > 0).tolist()
+        for parameter, total, flag in zip(parameters, summed, is_used, strict=True):
+            if flag:
+                parameter.grad = total.view_as(parameter).to(parameter.dtype)
+
+    def random_states(self) -> Tensor | None:
+        """Return the states of all ranks' CPU generators, (world_size, bytes); None for one."""
+        if self.world_size == 1:
+            return None
+        return torch.stack(self.everyone(torch.get_rng_state()))
+
+    def part_random(self, seed: int, states: Tensor | None = None) -> None:
+        """Give each rank random numbers of its own, so that their dropout differs.
+
+        The first rank goes on with those it has.
+
+        Args:
+            seed: of the other ranks' numbers.
+            states: what `random_states` returned; taken up if it was for as many ranks.
+        """
+        if states is not None and states.shape[0] == self.world_size:
+            torch.set_rng_state(states[self.rank])
+        elif self.rank:
+            torch.manual_seed(seed + (self.rank << 32))
+
+
+@contextmanager
+def process_group(*, device: str, timeout_seconds: float) -> Iterator[Ranks]:
+    """Within this context the processes that torchrun started train together.
+
+    Without torchrun (no WORLD_SIZE, or 1) there is nothing to set up.
+
+    Args:
+        device: that of the settings: "cuda" and "auto" on a machine with CUDA use NCCL and one GPU
+            for each process, everything else gloo.
+        timeout_seconds: how long to wait for a rank that does not answer.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    is_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if is_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        # Objects are sent between CPUs.
+        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+    )
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
