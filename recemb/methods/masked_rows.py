@@ -118,7 +118,7 @@ class MaskedRows(RowTransform):
         """Return the vectors (N, D), switched off and cut."""
         if self.thresholds is not None:
             at = tables if self.settings.scope == "field" else rows.clamp(min=0).long()
-            margin = vectors.norm(p=self.settings.norm, dim=1) - self.thresholds[at]
+            margin = self._norms(vectors) - self.thresholds[at]
             step: Tensor = SurrogateStep.apply(margin)  # type: ignore[no-untyped-call]
             vectors = vectors * step.unsqueeze(1)
         width = self.group.width
@@ -135,8 +135,13 @@ class MaskedRows(RowTransform):
         limits = self.thresholds.detach()
         if self.settings.scope == "field":
             limits = limits[self.table_of_row().to(limits.device)]
-        norms: Tensor = weight.detach().norm(p=self.settings.norm, dim=1)
-        return norms > limits
+        return self._norms(weight.detach()) > limits
+
+    def _norms(self, vectors: Tensor) -> Tensor:
+        """Return the norms of the vectors (N, D)."""
+        if self.settings.norm == 1:
+            return vectors.abs().sum(1)  # several times as fast as norm(p=1)
+        return torch.linalg.vector_norm(vectors, dim=1)
 
     def penalty(self) -> Tensor:
         """Return alpha * sum(exp(-t))."""
