@@ -106,15 +106,10 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
 def method_of(config: DictConfig) -> Method:
     """Return the configured method.
 
-    Where the experiment has an `init_std`, methods, and parts of methods, that have one and leave
-    it null take it up.
-
     Raises:
         ValueError: if it is none, or a constructor refuses its arguments.
     """
-    settings = config.embedding.copy()
-    if (std := config.get("init_std")) is not None:
-        _fill(settings, "init_std", std)
+    settings = method_settings(config)
     method = instantiate(settings)
     if not isinstance(method, Method):
         raise ValueError(
@@ -122,6 +117,19 @@ def method_of(config: DictConfig) -> Method:
             "recemb.tables.method.Method"
         )
     return method
+
+
+def method_settings(config: DictConfig) -> DictConfig:
+    """Return the configured method's settings.
+
+    Where the experiment has an `init_std`, methods, and parts of methods, that have one and leave
+    it null take it up.
+    """
+    settings = config.embedding.copy()
+    if (std := config.get("init_std")) is not None:
+        _fill(settings, "init_std", std)
+    assert isinstance(settings, DictConfig)
+    return settings
 
 
 def _fill(settings: DictConfig, key: str, value: float) -> None:
