@@ -1,31 +1,20 @@
 """`recemb export`: a finished run as one file for serving."""
 
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import hydra
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from recemb.checkpoint.archive import DESCRIPTION
 from recemb.checkpoint.export import export, servable_from
 from recemb.checkpoint.post_training import quantise_tables
 from recemb.cli.failure import USER_ERROR, user_errors
-from recemb.cli.overrides import explain_bad_overrides
-from recemb.cli.prepare import find_prepared
-from recemb.cli.train import experiment_of
-from recemb.train.restore import restore
-from recemb.train.summary import read_summary, versions
+from recemb.cli.finished import finished_run
+from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.train import model_options_of
+from recemb.train.summary import versions
 
-LEAVE_NO_FILES = (
-    "hydra.output_subdir=null",
-    "hydra.run.dir=.",
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-)
-_TRUSTED = ("recemb.", "torch.optim.")
 _FACTS = ("metrics", "ratio", "seed", "config_hash", "epochs", "best_step")
 
 
@@ -60,70 +49,21 @@ def export_run(config: DictConfig) -> dict[str, int]:
         ValueError: if the run has not finished, or cannot be exported.
         FileNotFoundError: if there is no such run, or its prepared data are gone.
     """
-    folder = Path(config.run)
-    plain = _configuration(folder)
-    summary = read_summary(folder / "summary.json")
-    if summary is None:
-        raise ValueError(
-            f"the run in {folder} has not finished; run its command again, with paths.run={folder}"
-        )
-    _check_targets(plain, trusted=config.trust_targets)
-    described = OmegaConf.create(plain)
-    described.trainer.device = "cpu"
-    cache = Path(config.cache if config.cache is not None else described.paths.cache)
-    prepared = find_prepared(described, cache)
-    experiment = experiment_of(described, prepared, resume_command="")
-    tables, model = restore(experiment, folder=folder)
-    trained_bytes = tables.storage().serve_bytes
-    tables = quantise_tables(tables, config.post)
-    facts = {key: summary.get(key) for key in _FACTS} | {
-        "method": plain["embedding"],
-        "data": {"name": prepared.manifest["name"]},
-        "train_bytes": summary["bytes"]["train"],
+    ended = finished_run(Path(config.run), cache=config.cache, trusted=config.trust_targets)
+    trained_bytes = ended.tables.storage().serve_bytes
+    tables = quantise_tables(ended.tables, config.post)
+    facts = {key: ended.summary.get(key) for key in _FACTS} | {
+        "method": OmegaConf.to_container(ended.config.embedding),
+        "data": {"name": ended.prepared.manifest["name"]},
+        "train_bytes": ended.summary["bytes"]["train"],
         "post": {"form": config.post, "serve_bytes_before": trained_bytes},
-        "versions": {"training": summary["versions"], "export": versions()},
+        "versions": {"training": ended.summary["versions"], "export": versions()},
     }
-    options = OmegaConf.to_container(described.model, resolve=True)
-    assert isinstance(options, dict)
     servable = servable_from(
-        prepared,
+        ended.prepared,
         tables=tables,
-        model=model,
-        model_settings={str(k): v for k, v in options.items() if not str(k).startswith("_")},
+        model=ended.model,
+        model_settings=model_options_of(ended.config),
         facts=facts,
     )
     return export(servable, Path(config.out))
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no run: it has no {path.name}; name a run's folder")
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return {str(k): v for k, v in found.items()}
-
-
-def _check_targets(config: Mapping[str, Any], *, trusted: bool) -> None:
-    """Refuse to make what is neither recemb's nor one of torch's optimizers.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    for where, target in _targets(config):
-        if not trusted and not target.startswith(_TRUSTED):
-            raise ValueError(
-                f"the run's configuration makes a {target} ({where}), which is not recemb's and "
-                "could do anything; if the folder is yours, set trust_targets=true"
-            )
-
-
-def _targets(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Yield where something is made, and what."""
-    for key, value in config.items():
-        if key == "_target_":
-            yield f"{where}{key}", str(value)
-        values = value if isinstance(value, list) else [value]
-        for item in values:
-            if isinstance(item, Mapping):
-                yield from _targets(item, f"{where}{key}.")

@@ -15,6 +15,7 @@ VERBS: Final = {
     "plan": ("recemb.cli.plan", "print what a method makes of a budget, in bytes"),
     "export": ("recemb.cli.export", "write a trained model as one file for serving"),
     "predict": ("recemb.cli.predict", "score raw rows with an exported model"),
+    "inspect": ("recemb.cli.inspect", "show the health of a trained run's tables and attention"),
     "sweep": ("recemb.cli.sweep", "train methods x budgets x seeds; a row of results for each"),
     "doctor": ("recemb.cli.doctor", "print versions and backends; name what is wrong and its fix"),
 }

@@ -10,6 +10,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+LEAVE_NO_FILES = (
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+"""Overrides with which Hydra writes nothing."""
+
 
 def explain_bad_overrides(config_name: str, arguments: Sequence[str]) -> str | None:
     """Return what is wrong with the overrides among `arguments` and what was probably meant.

@@ -10,9 +10,8 @@ from tqdm import tqdm
 
 from recemb.checkpoint.export import load
 from recemb.checkpoint.scoring import ScoredFile
-from recemb.cli.export import LEAVE_NO_FILES
 from recemb.cli.failure import USER_ERROR, user_errors
-from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
 
 
 def run(arguments: list[str]) -> int:

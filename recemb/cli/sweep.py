@@ -22,9 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from recemb.cli.cell import Cell, ComposedCell, cells_of, compose_cell, quoted
-from recemb.cli.export import LEAVE_NO_FILES
 from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
-from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
 from recemb.cli.plan import plan_of
 from recemb.report.rows import finished_row, write_rows
 from recemb.train.summary import read_summary

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from recemb.cli.train import method_of, train
+from recemb.cli.train import method_of, method_settings, train
 from recemb.data.movielens_release import GENRES_100K
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -75,12 +75,19 @@ def dare(data: Path) -> DictConfig:
 def test_methods_take_up_the_experiment_s_initial_deviation(name: str, dare: DictConfig) -> None:
     config = dare.copy()
     config.embedding = OmegaConf.load(CONF / "embedding" / f"{name}.yaml")
-    method = method_of(config)
-    if "init_std" in config.embedding and config.embedding.init_std is None:
-        assert vars(method)["init_std"] == config.init_std == 0.01
+    assert method_settings(config).get("init_std") in (None, config.init_std)
+    assert ("init_std" in config.embedding) == ("init_std" in method_settings(config))
+    method_of(config)
 
 
 def test_a_deviation_of_the_method_s_own_stays(dare: DictConfig) -> None:
     config = dare.copy()
     config.embedding.init_std = 0.5
-    assert vars(method_of(config))["init_std"] == 0.5
+    assert method_settings(config).init_std == 0.5
+
+
+def test_the_parts_of_a_method_take_it_up_too(dare: DictConfig) -> None:
+    config = dare.copy()
+    config.embedding = OmegaConf.load(CONF / "embedding" / "per_role.yaml")
+    config.embedding.attention = OmegaConf.load(CONF / "embedding" / "int8.yaml")
+    assert method_settings(config).attention.init_std == config.init_std
