@@ -27,6 +27,7 @@ from recemb.checkpoint.sharded_files import (
 )
 from recemb.checkpoint.store import (
     CheckpointName,
+    Checkpoints,
     CheckpointStore,
     cannot_write,
     joined,
@@ -37,8 +38,8 @@ from recemb.tables.tensor_chunks import TensorChunks
 T = TypeVar("T")
 
 
-class ShardedCheckpointStore:
-    """The checkpoints of a run of several processes; implements `Checkpoints`.
+class ShardedCheckpointStore(Checkpoints):
+    """The checkpoints of a run of several processes.
 
     Every process of the group makes every call, with states of the same names. A tensor is sharded
     where it is a `TensorChunks`, a DTensor or a ShardedTensor: each process writes what it holds.
@@ -128,6 +129,9 @@ class ShardedCheckpointStore:
         dist.barrier(self._group)
         if self._rank == 0:
             self._local.remove(name)
+
+    def finish(self) -> None:
+        """Return at once: `save` returns when all processes have written."""
 
     def _problem(self, folder: Path) -> str | None:
         """Return what is wrong with a checkpoint; each process reads its share of the files."""

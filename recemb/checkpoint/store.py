@@ -9,13 +9,14 @@ and is removed by the next writer.
 Checkpoints of format 1 are read, see `version_1`.
 """
 
+import abc
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -45,11 +46,20 @@ class CheckpointName:
         return f"{self.kind}-{self.step:010d}"
 
 
-class Checkpoints(Protocol):
-    """The checkpoints of one run, wherever and by however many processes they are written."""
+Entry = tuple[CheckpointName, Mapping[str, Any]]
+"""A checkpoint to be written: its name and its state."""
+
+
+class Checkpoints(abc.ABC):
+    """The checkpoints of one run, wherever and by however many processes they are written.
+
+    Attributes:
+        folder: where they lie.
+    """
 
     folder: Path
 
+    @abc.abstractmethod
     def save(self, name: CheckpointName, state: Mapping[str, Any]) -> None:
         """Write `state` (tensors, numbers, strings, lists, dictionaries) under a name.
 
@@ -57,12 +67,12 @@ class Checkpoints(Protocol):
             OSError: if the disk is full or not writable; what was there before is untouched.
             TypeError: if the state holds anything else.
         """
-        ...
 
+    @abc.abstractmethod
     def names(self, kind: str) -> list[CheckpointName]:
         """Return the checkpoints of a kind, oldest first; unfinished ones do not count."""
-        ...
 
+    @abc.abstractmethod
     def load(self, name: CheckpointName) -> dict[str, Any]:
         """Return the state of one checkpoint, tensors on the CPU.
 
@@ -70,19 +80,46 @@ class Checkpoints(Protocol):
             FileNotFoundError: if there is none of that name.
             ValueError: if it is damaged, has a newer format, or carries what could execute.
         """
-        ...
 
+    @abc.abstractmethod
     def load_newest(self, kind: str) -> tuple[CheckpointName, dict[str, Any]] | None:
         """Return the newest checkpoint of a kind that verifies, or None; warn of the others."""
-        ...
 
+    @abc.abstractmethod
     def remove(self, name: CheckpointName) -> None:
         """Remove one checkpoint; it vanishes at once, whatever happens during the removal."""
-        ...
+
+    def save_all(
+        self,
+        entries: Sequence[Entry],
+        *,
+        superseded: Callable[["Checkpoints"], Sequence[CheckpointName]],
+    ) -> None:
+        """Write several checkpoints, in this order, then remove those that are superseded.
+
+        Args:
+            entries: what to write.
+            superseded: asked when all is written.
+
+        Raises:
+            OSError: as `save`; from a save before this one, if it went on in the background.
+        """
+        for name, state in entries:
+            self.save(name, state)
+        for name in superseded(self):
+            self.remove(name)
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            OSError: if it could not be.
+        """
 
 
-class CheckpointStore:
-    """The checkpoints of a run of one process; implements `Checkpoints`.
+class CheckpointStore(Checkpoints):
+    """The checkpoints of a run of one process.
 
     Args:
         folder: where they lie; made when the first one is saved.
@@ -93,18 +130,7 @@ class CheckpointStore:
 
     def save(self, name: CheckpointName, state: Mapping[str, Any]) -> None:
         """Write `state`; a complete checkpoint of that name is replaced. See `Checkpoints`."""
-        plain, tensors = split(state)
-        target = WholeFolder(self.folder / str(name))
-        try:
-            target.begin()
-            write_folder(target.unfinished, plain, tensors)
-            target.commit()
-        except OSError as error:
-            target.abandon()
-            raise cannot_write(target.path, error) from error
-        except BaseException:
-            target.abandon()
-            raise
+        save_folder(self.folder / str(name), state)
 
     def names(self, kind: str) -> list[CheckpointName]:
         """Return the checkpoints of a kind, oldest first; unfinished ones do not count."""
@@ -131,8 +157,32 @@ class CheckpointStore:
         """Remove one checkpoint; it vanishes at once, whatever happens during the removal."""
         WholeFolder.remove(self.folder / str(name))
 
+    def finish(self) -> None:
+        """Return at once: `save` returns when it has written."""
 
-def write_folder(folder: Path, plain: Any, tensors: Mapping[str, Leaf]) -> None:
+
+def save_folder(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a state, which this process holds whole, into a folder that appears when it is whole.
+
+    Raises:
+        OSError: if the disk is full or not writable; what was there before is untouched.
+        TypeError: if the state holds something that is neither a tensor nor a plain value.
+    """
+    plain, tensors = split(state)
+    target = WholeFolder(folder)
+    try:
+        target.begin()
+        _write(target.unfinished, plain, tensors)
+        target.commit()
+    except OSError as error:
+        target.abandon()
+        raise cannot_write(folder, error) from error
+    except BaseException:
+        target.abandon()
+        raise
+
+
+def _write(folder: Path, plain: Any, tensors: Mapping[str, Leaf]) -> None:
     """Write the files of a checkpoint that this process holds whole."""
     file = shard_file(0, 1)
     parts: dict[str, Tensor] = {}

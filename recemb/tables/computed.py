@@ -15,6 +15,7 @@ from recemb.ids.hashing import hash_seed
 from recemb.tables.bags import Bags, is_one_hot, select_bags
 from recemb.tables.bounds import Bounds, BoundsCheck, id_limits
 from recemb.tables.lookup_plan import Output
+from recemb.tables.named_tensors import load_named
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.row_source import RowSource, merge_bytes
@@ -232,6 +233,15 @@ class ComputedTables(Tables):
             "plan": None if self.planned is None else self.planned.plan.to_json(),
         }
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a state_dict belongs to: the sources, beside the stored tables' plan."""
+        described = self.description()
+        return {
+            **super().identity(),
+            "sources": described["sources"],
+            "source_of": described["source_of"],
+        }
+
     def _passes(
         self, features: KeyedJaggedTensor, *, is_pooled: bool
     ) -> Iterator[tuple[RowSource, tuple[Output, ...], Bags]]:
@@ -305,19 +315,8 @@ class ComputedTables(Tables):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        expected = set()
-        for name, target in self._named_tensors():
-            key = prefix + name
-            expected.add(key)
-            if key not in state_dict:
-                missing_keys.append(key)
-            elif state_dict[key].shape != target.shape:
-                error_msgs.append(
-                    f"{key}: the tables need {tuple(target.shape)}, but the state has "
-                    f"{tuple(state_dict[key].shape)}"
-                )
-            else:
-                target.detach().copy_(state_dict[key])
+        named = self._named_tensors()
+        expected = load_named(named, state_dict, prefix, missing_keys, error_msgs)
         for source in self.sources.values():
             source.refresh()
         rest = [key for key in state_dict if key.startswith(prefix) and key not in expected]

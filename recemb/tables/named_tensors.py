@@ -1,6 +1,7 @@
 """Tensors under the names that a plan gives them, whatever characters these have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,3 +56,35 @@ class NamedTensors(nn.Module):
 
     def _load_from_state_dict(self, *args: object) -> None:
         """Load nothing: the owner names the tensors."""
+
+
+def load_named(
+    named: Iterable[tuple[str, Tensor]],
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    missing_keys: list[str],
+    error_msgs: list[str],
+) -> set[str]:
+    """Copy tensors out of a state_dict; return the keys that belong to them.
+
+    Args:
+        named: the targets, by the names that they have in the state_dict behind `prefix`.
+        state_dict: where they are.
+        prefix: of the owner's names.
+        missing_keys: extended by the keys that are not there.
+        error_msgs: extended by what does not fit.
+    """
+    keys = set()
+    for name, target in named:
+        key = prefix + name
+        keys.add(key)
+        if key not in state_dict:
+            missing_keys.append(key)
+        elif state_dict[key].shape != target.shape:
+            error_msgs.append(
+                f"{key}: the tables need {tuple(target.shape)}, but the state has "
+                f"{tuple(state_dict[key].shape)}"
+            )
+        else:
+            target.detach().copy_(state_dict[key])
+    return keys

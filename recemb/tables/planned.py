@@ -3,6 +3,7 @@
 Shapes: `B` examples, `N` ids, `D` embedding_dim.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from recemb.tables.ingredients import Ingredients, plan_buffers
 from recemb.tables.initial import Initial, draw_weights
 from recemb.tables.layout import Layout, Unit, group_tables, lay_out
 from recemb.tables.lookup_plan import LookupPlan
-from recemb.tables.named_tensors import NamedTensors
+from recemb.tables.named_tensors import NamedTensors, load_named
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.program import run_program
 from recemb.tables.spec import TableSpec
@@ -276,6 +277,12 @@ class PlannedTables(Tables):
         found = [p for p in super().dense_parameters() if id(p) not in own]
         return found + [p for t in self.transforms.all() for p in t.dense_parameters()]
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a state_dict belongs to: the plan, and the kind of its optimizer's state."""
+        kind = None if self.optimizer is None else self.optimizer.kind
+        plan = json.loads(self.plan.to_json())
+        return {**super().identity(), "plan": plan, "optimizer": kind}
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use `learning_rate` from the next update on.
 
@@ -377,18 +384,8 @@ class PlannedTables(Tables):
         expected = set()
         for store in self.engine.stores:
             expected |= store.load(state_dict, prefix, missing_keys, error_msgs)
-        for name, target in self._named_tensors():
-            key = prefix + name
-            expected.add(key)
-            if key not in state_dict:
-                missing_keys.append(key)
-            elif state_dict[key].shape != target.shape:
-                error_msgs.append(
-                    f"{key}: the tables need {tuple(target.shape)}, but the state has "
-                    f"{tuple(state_dict[key].shape)}"
-                )
-            else:
-                target.detach().copy_(state_dict[key])
+        named = self._named_tensors()
+        expected |= load_named(named, state_dict, prefix, missing_keys, error_msgs)
         if strict:
             unexpected_keys.extend(
                 key

@@ -6,6 +6,8 @@ Shapes: `B` examples, `N` ids, `D` embedding_dim.
 import abc
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +84,17 @@ class Tables(nn.Module, abc.ABC):
     @abc.abstractmethod
     def storage(self) -> Storage:
         """Return the exact bytes, part by part."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return, as plain JSON types, what a state_dict of these tables belongs to.
+
+        That is what a state_dict does not say, and what makes its rows meaningless if it changes:
+        the tables, their features in order, and how ids become rows, hash seeds included. It does
+        not depend on device, backend or sharding.
+        """
+        parts = [module.identity() for module in self.children() if isinstance(module, Tables)]
+        specs = [{**asdict(spec), "feature_names": list(spec.feature_names)} for spec in self.specs]
+        return {"tables": specs, **({"parts": parts} if parts else {})}
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the trainer's dense optimizer must update.
