@@ -17,7 +17,6 @@ masked by magnitude in the same share.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,13 @@ from torch import Tensor
 from recemb.data.batch import Batch
 from recemb.methods.cerp_tables import Buckets, CerpTables, ComposedThreshold
 from recemb.methods.pep import SoftThresholds
-from recemb.methods.pruned import NEVER_STOP, PruningMethod, allowed_bytes, table_options
+from recemb.methods.pruned import (
+    NEVER_STOP,
+    PruningMethod,
+    allowed_bytes,
+    table_options,
+    warn_of_early_end,
+)
 from recemb.methods.ranking import Ranking
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
@@ -164,12 +169,7 @@ class Cerp(PruningMethod):
         ranking = Ranking(scores)
         cut = ranking.within(allowed)
         if not is_reached(search, allowed):
-            warnings.warn(
-                "CERP: the search ended before the thresholds had pruned to the budget; the values "
-                f"with the largest margins stay, {cut.share:.4f} of all. Raise search_epochs, "
-                "thresholds.learning_rate or thresholds.initial",
-                stacklevel=2,
-            )
+            warn_of_early_end(type(self).__name__, cut)
         return {name: ranking.kept(name, cut) for name in scores}
 
     def _search(self, search: CerpTables, ctx: Context) -> Recipe:

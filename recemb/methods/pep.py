@@ -22,7 +22,6 @@ which the paper leaves alone, are masked by magnitude in the same share.
 Shapes: `N` rows that were read, `R` rows of a group's buffer, `D` its width, `T` its tables.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -37,6 +36,7 @@ from recemb.methods.pruned import (
     PruningMethod,
     allowed_bytes,
     table_options,
+    warn_of_early_end,
 )
 from recemb.methods.ranking import Ranking, magnitudes
 from recemb.tables.initial import Initial
@@ -186,12 +186,7 @@ class PEP(PruningMethod):
         ranking = Ranking(scores)
         cut = ranking.within(allowed)
         if not _is_reached(search, cut.thresholds):
-            warnings.warn(
-                "PEP: the search ended before the thresholds had pruned to the budget; the values "
-                f"with the largest margins stay, {cut.share:.4f} of all. Raise search_epochs, "
-                "thresholds.learning_rate or thresholds.initial",
-                stacklevel=2,
-            )
+            warn_of_early_end(type(self).__name__, cut)
         return {name: ranking.kept(name, cut) for name in scores}
 
     def _search(self, search: PrunedTables, ctx: Context) -> Recipe:

@@ -4,6 +4,7 @@ Shapes: `n` rows of a table, `D` its width, `R` rows of a group's buffer, `N` ro
 """
 
 import abc
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,6 +154,21 @@ class PrunedTables(PlannedTables):
             planned=planned,
             bounds=self._bounds.policy,
         ).eval()
+
+
+class EarlyEndWarning(UserWarning):
+    """A search ended before what it learnt kept the budget."""
+
+
+def warn_of_early_end(owner: str, cut: Cut) -> None:
+    """Warn that the thresholds of `owner` had not pruned to the budget, which `cut` does."""
+    warnings.warn(
+        f"{owner}: the search ended before the thresholds had pruned to the budget; the values "
+        f"with the largest margins stay, {cut.share:.4f} of all. Raise search_epochs, "
+        "thresholds.learning_rate or thresholds.initial",
+        category=EarlyEndWarning,
+        stacklevel=3,
+    )
 
 
 class PruningMethod(Method, abc.ABC):

@@ -142,7 +142,7 @@ def test_a_search_prunes_to_the_budget_and_gamma_falls(staged, recwarn):
 def test_a_search_that_ends_too_early_says_so_and_keeps_the_budget(staged):
     method, budget = Cerp(exact_below=0), Budget(ratio=0.3)
     context = staged(method.stages, budget=budget, epochs=1)
-    with pytest.warns(UserWarning, match="CERP: the search ended before"):
+    with pytest.warns(UserWarning, match="Cerp: the search ended before"):
         tables = method.run(context)
     assert tables.storage().serve_bytes <= budget.allowed_bytes(context.specs)
 
