@@ -21,10 +21,13 @@ def dot_scores(inputs: SequenceInputs, parts: Sequence[Part]) -> Tensor:
     Source: DARE's released code; its paper writes one product over all parts.
     """
     total: Tensor | None = None
-    for keys in score_groups(parts):
-        scores = torch.bmm(inputs.history(keys), inputs.target(keys).unsqueeze(2)).squeeze(2)
-        scores = scores / math.sqrt(sum(k.dim for k in keys))
-        total = scores if total is None else total + scores
+    for group in score_groups(parts):
+        root = math.sqrt(sum(keys.dim for keys in group))
+        for keys in group:
+            # A product for each part: side by side they would be written once more.
+            target = inputs.vectors[keys.target].unsqueeze(2) / root
+            scores = torch.bmm(inputs.vectors[keys.history], target).squeeze(2)
+            total = scores if total is None else total + scores
     assert total is not None
     return total
 
@@ -42,16 +45,16 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(dim=1, keepdim=True), weights, 0)
 
 
-def weighted_sums(weights: Sequence[Tensor], history: Tensor) -> list[Tensor]:
+def weighted_sums(weights: Sequence[Tensor], *histories: Tensor) -> list[Tensor]:
     """Return the sums (B, D), or (B, H, D), that each of `weights` gives.
 
-    One product for all: the history is read once, and its gradient written once.
+    One product for all weights: a history is read once, and its gradient written once.
 
     Args:
         weights: (B, L) or (B, H, L) each.
-        history: (B, L, D).
+        histories: (B, L, D) of each part, or of all side by side.
     """
-    blocks = [w if w.dim() == 3 else w.unsqueeze(1) for w in weights]
-    sums = torch.bmm(torch.cat(blocks, dim=1).to(history.dtype), history)
-    found = torch.split(sums, [block.shape[1] for block in blocks], dim=1)
+    stacked = torch.cat([w if w.dim() == 3 else w.unsqueeze(1) for w in weights], dim=1)
+    sums = torch.cat([torch.bmm(stacked.to(its.dtype), its) for its in histories], dim=2)
+    found = torch.split(sums, [1 if w.dim() == 2 else w.shape[1] for w in weights], dim=1)
     return [s if w.dim() == 3 else s.squeeze(1) for s, w in zip(found, weights, strict=True)]

@@ -67,7 +67,8 @@ def retrieved_sums(
     if not _is_by_kernel(engine, inputs.lengths):
         scores = dot_scores(inputs, parts)
         weights = masked_softmax(scores, top_k(scores, inputs.is_valid, k))
-        (sums,) = weighted_sums([weights], inputs.history([p.representation for p in parts]))
+        histories = [inputs.vectors[p.representation.history] for p in parts]
+        (sums,) = weighted_sums([weights], *histories)
         return sums
     targets = _scaled({p.target: inputs.vectors[p.attention.target] for p in parts}, parts)
     searched = []
@@ -188,14 +189,11 @@ def _sums_at(
     weights: Tensor,
 ) -> Tensor:
     """Return the sums (B, D) of the representations at `places` (B, K), by `weights` (B, K)."""
-    history = torch.cat(
-        [
-            vectors_of(tables, p.representation.history, ids[p.history].gather(1, places))
-            for p in parts
-        ],
-        dim=2,
-    )
-    (sums,) = weighted_sums([weights], history)
+    histories = [
+        vectors_of(tables, p.representation.history, ids[p.history].gather(1, places))
+        for p in parts
+    ]
+    (sums,) = weighted_sums([weights], *histories)
     return sums
 
 

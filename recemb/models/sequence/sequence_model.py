@@ -7,22 +7,21 @@ representations side by side, `C` width of the context.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from recemb.data.batch import Batch
-from recemb.data.schema import Schema
-from recemb.models.click_model import ClickModel, log_loss_sum
+from recemb.models.click_model import log_loss_sum
 from recemb.models.sequence.attention import dot_scores, masked_softmax, weighted_sums
 from recemb.models.sequence.head import Head, draw_all, squared_norm
-from recemb.models.sequence.inputs import SequenceInputs, look_up
-from recemb.models.sequence.part import Part, Sharing, parts_of, sequence_specs, without_time
+from recemb.models.sequence.history_model import HistoryModel
+from recemb.models.sequence.inputs import SequenceInputs
+from recemb.models.sequence.part import Part
 from recemb.models.sequence.retrieval import retrieve, retrieved_sums
 from recemb.models.sequence.search import top_k
-from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 
 
@@ -38,12 +37,8 @@ class Weights(NamedTuple):
     full: Tensor
 
 
-class SequenceModel(ClickModel):
+class SequenceModel(HistoryModel):
     """A target, and the behaviours before it, to a logit.
-
-    Class attributes:
-        sharing: which roles and sides share a table, see `recemb.models.sequence.part`.
-        reads_time: whether parts that say when are read.
 
     Args:
         parts: what behaviours consist of, and where their vectors are.
@@ -63,10 +58,6 @@ class SequenceModel(ClickModel):
     section 4; auxiliary loss, l2 and init_std from its released code.
     """
 
-    given: ClassVar[tuple[str, ...]] = ("parts", "context_width")
-    sharing: ClassVar[Sharing]
-    reads_time: ClassVar[bool] = True
-
     def __init__(
         self,
         *,
@@ -79,9 +70,7 @@ class SequenceModel(ClickModel):
         l2: float = 0.0,
         init_std: float | None = None,
     ) -> None:
-        super().__init__()
-        self.parts = tuple(parts)
-        self.context_width = context_width
+        super().__init__(parts=parts, context_width=context_width)
         self.top_k = top_k
         self.target_aware = target_aware
         self.l2 = l2
@@ -106,30 +95,6 @@ class SequenceModel(ClickModel):
         where the auxiliary loss does not need it. None for another search, or for none.
         """
         return None
-
-    @classmethod
-    def table_specs(
-        cls, schema: Schema, *, embedding_dim: int, options: Mapping[str, Any]
-    ) -> tuple[TableSpec, ...]:
-        """Return the tables of behaviours and targets, and those of the other features."""
-        return sequence_specs(
-            schema if cls.reads_time else without_time(schema),
-            sharing=cls.sharing,
-            embedding_dim=embedding_dim,
-            attention_dim=options.get("attention_dim"),
-            representation_dim=options.get("representation_dim"),
-        )
-
-    @classmethod
-    def for_tables(cls, schema: Schema, tables: Tables, options: Mapping[str, Any]) -> Self:
-        """Return an untrained model for these tables."""
-        width = len(schema.dense) + sum(tables.embedding_dims.values())
-        read = schema if cls.reads_time else without_time(schema)
-        return cls(parts=parts_of(read, tables), context_width=width, **options)
-
-    def inputs(self, batch: Batch, tables: Tables) -> SequenceInputs:
-        """Return the vectors of a batch."""
-        return look_up(batch, tables, self.parts)
 
     def representations(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
         """Return what is summed, (B, L, D), and the target's, (B, D)."""
@@ -176,8 +141,7 @@ class SequenceModel(ClickModel):
         else:
             # It needs every score and every vector; what is retrieved is made of the same.
             heads.append(self.auxiliary_head)
-            history, _ = self.representations(inputs)
-            sums = weighted_sums(self.weights(inputs), history)
+            sums = weighted_sums(self.weights(inputs), *self._histories(inputs))
         loss = labels.new_zeros(())
         for head, its in zip(heads, sums, strict=True):
             loss = loss + log_loss_sum(head(self.features(its, target, inputs.context)), labels)
@@ -190,9 +154,12 @@ class SequenceModel(ClickModel):
         k = self.product_search()
         if k is not None:
             return retrieved_sums(inputs, self.parts, k)
-        history, _ = self.representations(inputs)
-        (sums,) = weighted_sums([self.weights(inputs).retrieved], history)
+        (sums,) = weighted_sums([self.weights(inputs).retrieved], *self._histories(inputs))
         return sums
+
+    def _histories(self, inputs: SequenceInputs) -> list[Tensor]:
+        """Return what is summed, part by part, (B, L, D)."""
+        return [inputs.vectors[p.representation.history] for p in self.parts]
 
 
 def searched(inputs: SequenceInputs, parts: Sequence[Part], k: int | None) -> Weights:
