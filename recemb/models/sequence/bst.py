@@ -3,26 +3,22 @@
 Shapes: `B` examples, `L` places in a history, `T` places that are read, `D` width of all parts.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recemb.data.batch import Batch
-from recemb.data.schema import Schema
-from recemb.models.click_model import ClickModel
 from recemb.models.sequence.head import Head
-from recemb.models.sequence.inputs import SequenceInputs, look_up
-from recemb.models.sequence.part import Part, Sharing, parts_of, sequence_specs
-from recemb.tables.spec import TableSpec
-from recemb.tables.tables import Tables
+from recemb.models.sequence.history_model import HistoryModel
+from recemb.models.sequence.inputs import SequenceInputs
+from recemb.models.sequence.part import Part, Sharing
 
 _SLOPE = 0.01
 
 
-class BST(ClickModel):
+class BST(HistoryModel):
     """One transformer block over the last behaviours and, behind them, the target.
 
     The head reads what the block makes of the target, of the behaviours in the mean, and the target
@@ -43,7 +39,6 @@ class BST(ClickModel):
     DLP-KDD 2019, section 2.
     """
 
-    given: ClassVar[tuple[str, ...]] = ("parts", "context_width")
     sharing: ClassVar[Sharing] = "all"
 
     def __init__(
@@ -56,8 +51,7 @@ class BST(ClickModel):
         dropout: float = 0.0,
         hidden_units: Sequence[int] = (200, 80),
     ) -> None:
-        super().__init__()
-        self.parts = tuple(parts)
+        super().__init__(parts=parts, context_width=context_width)
         self.max_history = max_history
         self.num_heads = num_heads
         self.dropout = dropout
@@ -71,23 +65,6 @@ class BST(ClickModel):
             nn.Linear(width, 4 * width), nn.LeakyReLU(_SLOPE), nn.Linear(4 * width, width)
         )
         self.head = Head(3 * width + context_width, hidden_units)
-
-    @classmethod
-    def table_specs(
-        cls, schema: Schema, *, embedding_dim: int, options: Mapping[str, Any]
-    ) -> tuple[TableSpec, ...]:
-        """Return the tables of behaviours and targets, and those of the other features."""
-        return sequence_specs(schema, sharing=cls.sharing, embedding_dim=embedding_dim)
-
-    @classmethod
-    def for_tables(cls, schema: Schema, tables: Tables, options: Mapping[str, Any]) -> Self:
-        """Return an untrained model for these tables."""
-        width = len(schema.dense) + sum(tables.embedding_dims.values())
-        return cls(parts=parts_of(schema, tables), context_width=width, **options)
-
-    def inputs(self, batch: Batch, tables: Tables) -> SequenceInputs:
-        """Return the vectors of a batch."""
-        return look_up(batch, tables, self.parts)
 
     def logits_of(self, inputs: SequenceInputs) -> Tensor:
         """Return the logits (B,)."""

@@ -1,6 +1,7 @@
 """Batches with histories, and models over full tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +11,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.data.batch import Batch
 from recemb.data.schema import Categorical, History, Schema
-from recemb.models.sequence.sequence_model import SequenceModel
+from recemb.models.sequence.history_model import HistoryModel
 from recemb.tables.full import full_tables
-from recemb.tables.planned import PlannedTables
 
 LONGEST = 9
 NUM_ITEMS, NUM_CATEGORIES = 40, 6
@@ -35,8 +35,6 @@ OPTIONS: dict[str, Any] = {
     "hidden_units": [8],
     "auxiliary_units": [8],
 }
-
-Made = tuple[SequenceModel, PlannedTables]
 
 
 @pytest.fixture
@@ -75,11 +73,12 @@ def _batch(lengths: Sequence[int], *, seed: int = 0) -> Batch:
 
 
 @pytest.fixture
-def make() -> Callable[..., Made]:
+def make() -> Callable[..., Any]:
     """Return a maker of a model with tables that have dense gradients."""
 
-    def made(kind: type[SequenceModel], *, dim: int = 4, std: float = 0.5, **options: Any) -> Made:
-        chosen: Mapping[str, Any] = {**OPTIONS, **options}
+    def made(kind: type[HistoryModel], *, dim: int = 4, std: float = 0.5, **options: Any) -> Any:
+        known = inspect.signature(kind.__init__).parameters
+        chosen = {**{k: v for k, v in OPTIONS.items() if k in known}, **options}
         specs = kind.table_specs(SCHEMA, embedding_dim=dim, options=chosen)
         tables = full_tables(specs, seed=1, init_std=std)
         torch.manual_seed(2)

@@ -53,7 +53,7 @@ def build(schema) -> Callable[..., Any]:
 
 
 def test_there_are_the_models_of_the_field() -> None:
-    names = "dare twin twin_4e twin_projection twin_hard twin_v2 din bst sim eta sdim"
+    names = "dare twin twin_4e twin_projection twin_hard twin_v2 din dien bst sim eta sdim"
     assert set(names.split()) <= set(KINDS)
 
 
