@@ -7,19 +7,23 @@ those of `recemb sweep sweep=compression` and `sweep=compression_synthetic`, whe
 stands; one sweep for each seed, --workers of them at a time, each on one thread. What is finished
 in --work is not run again, so that the same command goes on where it was stopped.
 
-Latency is measured after all training, on one thread, nothing else running: a lookup of 4096 test
-examples by the exported tables of the first seed's runs, beside that of the full tables in the same
-round; the median of the rounds' ratios.
+Latency and speed are measured after all training, on one thread, nothing else running, with the
+first seed's runs. Latency: a lookup of 4096 test examples by the exported tables, beside that of
+the full tables in the same round; the median of the rounds' ratios. Speed: a run of the same
+command for 60 updates, of each method at one budget (0.25 if it reaches that), in turn with full
+tables; samples per second of its last stage, the median of the rounds.
 
 Writes benchmarks/results/methods_STUDY.{csv,md}.
 """
 
 import argparse
 import csv
+import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,12 +42,15 @@ SWEEPS = {"frappe": "compression", "synthetic": "compression_synthetic"}
 TITLES = {"frappe": "Frappe", "synthetic": "generated, Criteo-shaped data"}
 FULL, HASH = "full", "hash"
 BATCH_SIZE, NUM_ROUNDS = 4096, 15
+SPEED_BUDGETS = ("0.25", "0.5", "0.1", "0.05", "0.01", "")
+SPEED_ROUNDS, SPEED_STEPS = 2, 60
 NOTES: dict[str, dict[str, str]] = {"frappe": {}, "synthetic": {}}
 """Why a method lies below `hash` at the same budget, by study and method."""
 COLUMNS = (
     *("method", "budget", "seed", "status", "ratio", "serve_bytes", "train_bytes", "full_bytes"),
     *("floor_ratio", "val/auc", "test/auc", "test/logloss", "epochs", "training_seconds"),
-    *("samples_per_second", "lookup_ms", "lookup_over_full", "commit", "versions", "cpu", "error"),
+    *("samples_per_second", "quiet_samples_per_second", "speed_over_full", "lookup_ms"),
+    *("lookup_over_full", "commit", "versions", "cpu", "error"),
 )
 Row = dict[str, str]
 
@@ -118,6 +125,43 @@ def _milliseconds(tables: Tables, features: KeyedJaggedTensor) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
+def speeds(rows: list[Row], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return samples per second, and their ratio to full tables', by method and budget."""
+    finished = {(row["method"], row["budget"]): row for row in rows if row["status"] == "ok"}
+    chosen: dict[str, Row] = {}
+    for budget in SPEED_BUDGETS:
+        for (method, its), row in finished.items():
+            if its == budget:
+                chosen.setdefault(method, row)
+    if FULL not in chosen:
+        return {}
+    measured: dict[str, list[float]] = {method: [] for method in chosen}
+    for _ in range(SPEED_ROUNDS):
+        for method, row in chosen.items():
+            measured[method].append(_samples_per_second(out / row["run"]))
+    found = {}
+    for method, row in chosen.items():
+        ratios = [its / full for its, full in zip(measured[method], measured[FULL], strict=True)]
+        key = (method, row["budget"])
+        found[key] = (statistics.median(measured[method]), statistics.median(ratios))
+    return found
+
+
+def _samples_per_second(run: Path) -> float:
+    """Return the speed of a few updates by the command of a run."""
+    command = json.loads((run / "cell.json").read_text())["command"][1:]
+    with tempfile.TemporaryDirectory() as folder:
+        changes = [f"trainer.max_steps={SPEED_STEPS}", f"paths.run={folder}/run"]
+        subprocess.run(
+            [sys.executable, "-m", "recemb", *command, *changes],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+    return float(summary["samples_per_second"])
+
+
 def write(study: str, rows: list[Row]) -> None:
     """Write the CSV and the Markdown table of all rows."""
     with (RESULTS / f"methods_{study}.csv").open("w", newline="") as file:
@@ -136,14 +180,14 @@ def write(study: str, rows: list[Row]) -> None:
         f"the protocol; do not edit. A row per run is in `methods_{study}.csv`. Test AUC, mean ± "
         "standard deviation (number of seeds), at the same bytes to serve in a column. In brackets "
         "the realised ratio where it is below nine tenths of the budget. *floor* is the least "
-        "ratio that a method reaches; *failed* a run that ended with an error. Training times were "
-        "taken on shared cores.",
+        "ratio that a method reaches; *failed* a run that ended with an error. Training times are "
+        "of whole runs, taken on shared cores; samples/s and lookups of one run in quiet.",
         "",
         f"Full tables: {_spread(_values(full, 'test/auc'))}.",
         "",
         "| method | " + " | ".join(f"{float(b):g}" for b in budgets) + " | train bytes / full's | "
-        "training time / full's | lookup / full's |",
-        "|---|" + "---|" * (len(budgets) + 3),
+        "training time / full's | samples/s / full's | lookup / full's |",
+        "|---|" + "---|" * (len(budgets) + 4),
     ]
     names = sorted({row["method"] for row in rows} - {FULL})
     for name in names:
@@ -188,8 +232,9 @@ def _costs(cells: list[list[Row]], full: list[Row]) -> str:
         texts.append(
             f"{statistics.median(its) / statistics.mean(base):.2f}" if its and base else ""
         )
-    latency = _values(done, "lookup_over_full")
-    texts.append(f"{statistics.median(latency):.2f}" if latency else "")
+    for column in ("speed_over_full", "lookup_over_full"):
+        its = _values(done, column)
+        texts.append(f"{statistics.median(its):.2f}" if its else "")
     return " | ".join(texts)
 
 
@@ -221,9 +266,15 @@ def run(study: str, options: argparse.Namespace) -> None:
     if not options.no_latency:
         first = read_rows(outs[seeds[0]])
         timed = latencies(first, outs[seeds[0]], options.work / f"cache-{study}")
+        speed = speeds(first, outs[seeds[0]])
         for row in rows:
-            if (key := (row["method"], row["budget"])) in timed and int(row["seed"]) == seeds[0]:
+            key = (row["method"], row["budget"])
+            if int(row["seed"]) == seeds[0] and key in timed:
                 row["lookup_ms"], row["lookup_over_full"] = (f"{t:.4f}" for t in timed[key])
+            if int(row["seed"]) == seeds[0] and key in speed:
+                rate, ratio = speed[key]
+                row["quiet_samples_per_second"] = f"{rate:.0f}"
+                row["speed_over_full"] = f"{ratio:.3f}"
     write(study, rows)
     print((RESULTS / f"methods_{study}.md").read_text())
 
@@ -237,7 +288,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report-only", action="store_true", help="report what is finished")
-    parser.add_argument("--no-latency", action="store_true", help="leave latencies out")
+    parser.add_argument("--no-latency", action="store_true", help="leave latency and speed out")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for study in options.study.split(","):
