@@ -13,6 +13,8 @@ the full tables in the same round; the median of the rounds' ratios. Speed: a ru
 command for 60 updates, of each method at one budget (0.25 if it reaches that), in turn with full
 tables; samples per second of its last stage, the median of the rounds.
 
+The full tables of every seed are also exported in fewer bits, without further training, and scored.
+
 Writes benchmarks/results/methods_STUDY.{csv,md}.
 """
 
@@ -33,26 +35,47 @@ from hydra import compose, initialize_config_module
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.checkpoint.export import load
+from recemb.checkpoint.scoring import ScoringModel
 from recemb.cli.export import export_run
 from recemb.data.prepared import Prepared
 from recemb.tables.tables import Tables
+from recemb.train.evaluation import score
 
 RESULTS = Path(__file__).parent.parent / "results"
 SWEEPS = {"frappe": "compression", "synthetic": "compression_synthetic"}
 TITLES = {"frappe": "Frappe", "synthetic": "generated, Criteo-shaped data"}
 FULL, HASH = "full", "hash"
+Row = dict[str, str]
+Cell = tuple[str, str]
+"""A method, and a budget as it stands in the rows."""
 BATCH_SIZE, NUM_ROUNDS = 4096, 15
 SPEED_BUDGETS = ("0.25", "0.5", "0.1", "0.05", "0.01", "")
 SPEED_ROUNDS, SPEED_STEPS = 2, 60
 NOTES: dict[str, dict[str, str]] = {"frappe": {}, "synthetic": {}}
 """Why a method lies below `hash` at the same budget, by study and method."""
+POST = ("fp16", "int8", "int4", "int2")
+CLAIMS: tuple[tuple[str, Cell, Cell, float], ...] = (
+    ("ALPT, 8 bits, over full tables", ("alpt", "0.5"), (FULL, ""), -0.002),
+    ("INT8 over full tables", ("int8", "0.5"), (FULL, ""), -0.002),
+    ("LSQ+, 4 bits, over 4 bits after training", ("lsq", "0.25"), (FULL, "post=int4"), 0),
+    ("DQRM, 4 bits, over 4 bits after training", ("dqrm", "0.25"), (FULL, "post=int4"), 0),
+    *(
+        (f"{method} over hash at 0.25", (method, "0.25"), (HASH, "0.25"), 0)
+        for method in ("pep", "deep_light", "auto_srh")
+    ),
+    *(
+        (f"MGQE over DPQ at {budget}", ("mgqe", budget), ("dpq", budget), 0)
+        for budget in ("0.5", "0.25", "0.1", "0.05")
+    ),
+    ("CAFE over hash at 0.01", ("cafe", "0.01"), (HASH, "0.01"), 0),
+)
+"""A claim, the cell that is to be above another cell, and by how much at least."""
 COLUMNS = (
     *("method", "budget", "seed", "status", "ratio", "serve_bytes", "train_bytes", "full_bytes"),
     *("floor_ratio", "val/auc", "test/auc", "test/logloss", "epochs", "training_seconds"),
     *("samples_per_second", "quiet_samples_per_second", "speed_over_full", "lookup_ms"),
     *("lookup_over_full", "commit", "versions", "cpu", "error"),
 )
-Row = dict[str, str]
 
 
 def sweep(study: str, seed: int, options: argparse.Namespace) -> Path:
@@ -84,19 +107,41 @@ def read_rows(out: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def exported(run: Path) -> Tables:
-    """Return the tables that a run's model is served with."""
-    out = run / "model.recemb"
+def exported(run: Path, post: str = "null") -> ScoringModel:
+    """Return the model of a run as it is served."""
+    out = run / f"model-{post}.recemb"
     if not out.exists():
         with initialize_config_module("recemb.conf", version_base="1.3"):
-            config = compose("export", overrides=[f"run='{run}'", f"out='{out}'"])
+            words = [f"run='{run}'", f"out='{out}'", f"post={post}"]
+            config = compose("export", overrides=words)
         export_run(config)
-    return load(out).tables
+    return load(out)
 
 
-def latencies(
-    rows: list[Row], out: Path, cache: Path
-) -> dict[tuple[str, str], tuple[float, float]]:
+def post_training(rows: list[Row], out: Path, cache: Path) -> list[Row]:
+    """Return rows of the full tables of a seed in fewer bits."""
+    full = next((r for r in rows if r["method"] == FULL and r["status"] == "ok"), None)
+    if full is None:
+        return []
+    prepared = Prepared(next(cache.glob("*/manifest.json")).parent)
+    found = []
+    for post in POST:
+        served = exported(out / full["run"], post)
+        scored = score(
+            prepared.batches("test", batch_size=BATCH_SIZE),
+            tables=served.tables,
+            model=served.model,
+            device=torch.device("cpu"),
+        )
+        num_bytes = served.tables.storage().serve_bytes
+        row = {k: full[k] for k in ("method", "seed", "status", "full_bytes", "versions", "cpu")}
+        row |= {"budget": f"post={post}", "serve_bytes": str(num_bytes), "commit": full["commit"]}
+        row |= {"ratio": str(num_bytes / int(full["full_bytes"]))}
+        found.append(row | {k: str(v) for k, v in scored.metrics("test").items()})
+    return found
+
+
+def latencies(rows: list[Row], out: Path, cache: Path) -> dict[Cell, tuple[float, float]]:
     """Return milliseconds of a lookup, and their ratio to full tables, by method and budget."""
     torch.set_num_threads(1)
     prepared = Prepared(next(cache.glob("*/manifest.json")).parent)
@@ -105,10 +150,10 @@ def latencies(
     full = next((row for row in finished if row["method"] == FULL), None)
     if full is None:
         return {}
-    reference = exported(out / full["run"])
+    reference = exported(out / full["run"]).tables
     found = {}
     for row in finished:
-        tables = exported(out / row["run"])
+        tables = exported(out / row["run"]).tables
         times, ratios = [], []
         for _ in range(NUM_ROUNDS):
             base, its = (_milliseconds(t, batch.features) for t in (reference, tables))
@@ -125,7 +170,7 @@ def _milliseconds(tables: Tables, features: KeyedJaggedTensor) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def speeds(rows: list[Row], out: Path) -> dict[tuple[str, str], tuple[float, float]]:
+def speeds(rows: list[Row], out: Path) -> dict[Cell, tuple[float, float]]:
     """Return samples per second, and their ratio to full tables', by method and budget."""
     finished = {(row["method"], row["budget"]): row for row in rows if row["status"] == "ok"}
     chosen: dict[str, Row] = {}
@@ -168,10 +213,10 @@ def write(study: str, rows: list[Row]) -> None:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: (r["method"], r["budget"], r["seed"])))
-    cells: dict[tuple[str, str], list[Row]] = {}
+    cells: dict[Cell, list[Row]] = {}
     for row in rows:
         cells.setdefault((row["method"], row["budget"]), []).append(row)
-    budgets = sorted({row["budget"] for row in rows if row["budget"]}, key=float, reverse=True)
+    budgets = sorted({b for m, b in cells if b and m != FULL}, key=float, reverse=True)
     full = [row for row in cells.get((FULL, ""), []) if row["status"] == "ok"]
     lines = [
         f"# All methods on {TITLES[study]}",
@@ -199,6 +244,15 @@ def write(study: str, rows: list[Row]) -> None:
     lines += ["", "## Below the plain hash", ""]
     lines += [f"- {what}: {NOTES[study].get(what.split(',')[0], 'no note')}" for what in below]
     lines += [] if below else ["None at the same budget."]
+    lines += ["", "## Full tables in fewer bits after training", ""]
+    lines += ["| form | ratio | test AUC |", "|---|---|---|"]
+    for post in POST:
+        if its := cells.get((FULL, f"post={post}")):
+            ratio = statistics.mean(_values(its, "ratio"))
+            lines.append(f"| {post} | {ratio:.4f} | {_spread(_values(its, 'test/auc'))} |")
+    lines += ["", "## What must hold", ""]
+    lines += ["| claim | difference in AUC | at least | holds |", "|---|---|---|---|"]
+    lines += [line for claim in CLAIMS if (line := _verdict(cells, *claim))]
     (RESULTS / f"methods_{study}.md").write_text("\n".join(lines) + "\n")
 
 
@@ -238,9 +292,7 @@ def _costs(cells: list[list[Row]], full: list[Row]) -> str:
     return " | ".join(texts)
 
 
-def _below(
-    cells: dict[tuple[str, str], list[Row]], names: list[str], budgets: list[str]
-) -> list[str]:
+def _below(cells: dict[Cell, list[Row]], names: list[str], budgets: list[str]) -> list[str]:
     """Return which method is below the hash, at which budget, and by how much."""
     found = []
     for name in names:
@@ -255,6 +307,20 @@ def _below(
     return found
 
 
+def _verdict(
+    cells: dict[Cell, list[Row]], claim: str, better: Cell, other: Cell, least: float
+) -> str:
+    """Return a line on a claim, empty if there are no runs for it."""
+    its, base = (
+        _values([r for r in cells.get(cell, []) if r["status"] == "ok"], "test/auc")
+        for cell in (better, other)
+    )
+    if not its or not base:
+        return ""
+    gap = statistics.mean(its) - statistics.mean(base)
+    return f"| {claim} | {gap:+.4f} | {least:g} | {'yes' if gap >= least else 'NO'} |"
+
+
 def run(study: str, options: argparse.Namespace) -> None:
     """Run the sweeps of a study, measure latencies, and write its tables."""
     seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -262,10 +328,12 @@ def run(study: str, options: argparse.Namespace) -> None:
         with ThreadPoolExecutor(options.workers) as pool:
             list(pool.map(lambda seed: sweep(study, seed, options), seeds))
     outs = {seed: options.work / f"{study}-{seed}" for seed in seeds}
+    cache = options.work / f"cache-{study}"
     rows = [row for seed in seeds for row in read_rows(outs[seed])]
+    rows += [row for s in seeds for row in post_training(read_rows(outs[s]), outs[s], cache)]
     if not options.no_latency:
         first = read_rows(outs[seeds[0]])
-        timed = latencies(first, outs[seeds[0]], options.work / f"cache-{study}")
+        timed = latencies(first, outs[seeds[0]], cache)
         speed = speeds(first, outs[seeds[0]])
         for row in rows:
             key = (row["method"], row["budget"])
