@@ -56,15 +56,17 @@ def _planned(
     kinds = ["data_parallel", "table_wise", "row_wise"]
     if not any(is_rowwise for _, is_rowwise in STATE_PARTS[optimizer.kind]):
         kinds.append("column_wise")
+    # Names of modules have no dots, those of tables may.
+    names = [f"table_{index}" for index in range(len(tables))]
     bags = EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
-                name=t.name,
-                num_embeddings=t.num_rows,
-                embedding_dim=t.width,
-                feature_names=[t.name],
+                name=name,
+                num_embeddings=table.num_rows,
+                embedding_dim=table.width,
+                feature_names=[name],
             )
-            for t in tables
+            for name, table in zip(names, tables, strict=True)
         ],
         device=torch.device("meta"),
     )
@@ -73,7 +75,7 @@ def _planned(
             world_size=world_size,
             compute_device="cuda" if is_cuda else "cpu",
         ),
-        constraints={t.name: ParameterConstraints(sharding_types=list(kinds)) for t in tables},
+        constraints={name: ParameterConstraints(sharding_types=list(kinds)) for name in names},
         storage_reservation=FixedPercentageStorageReservation(_RESERVED_SHARE),
         stats=[],
         debug=False,
@@ -81,9 +83,9 @@ def _planned(
     plan = planner.plan(bags, [EmbeddingBagCollectionSharder()])
     its = plan.plan[""]
     found = {}
-    for table in tables:
-        kind = its[table.name].sharding_type
+    for name, table in zip(names, tables, strict=True):
+        kind = its[name].sharding_type
         has_ranks = kind in ("table_wise", "column_wise")
-        ranks = tuple(its[table.name].ranks) if has_ranks else None
+        ranks = tuple(its[name].ranks) if has_ranks else None
         found[table.name] = TableSharding(kind=kind, ranks=ranks)
     return found
