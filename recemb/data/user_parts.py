@@ -8,7 +8,7 @@ Shapes: `n` behaviours of a chunk or part.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from recemb.data.prefetch import ordered_map
 from recemb.data.preparation import prepare_once
 from recemb.data.prepared import Prepared
 from recemb.data.source import Block, Chunk, OnBadLine, Source, bad_line
-from recemb.data.user_log import Protocol, UserLog, write_samples
+from recemb.data.user_log import NUMBERS, KeyKind, Protocol, UserLog, write_samples
 from recemb.ids.hashing import hash_rows
 
 _DTYPE = np.dtype([("user", "<i8"), ("time", "<i8"), ("item", "<i8"), ("category", "<i8")])
@@ -112,23 +112,57 @@ def prepare_log(
         FileNotFoundError: if a raw file is missing.
         ValueError: if a raw file is malformed, or no user has enough behaviours.
     """
+    return prepare_parts(
+        data,
+        lambda parts: _deal(data, source, parts, columns, only, on_bad_line),
+        protocol,
+        out,
+        settings={"source": source.settings(), "on_bad_line": on_bad_line},
+        sources=source.files,
+        kinds=NUMBERS,
+        overwrite=overwrite,
+    )
+
+
+def prepare_parts(
+    data: str,
+    deal: Callable[[UserParts], dict[str, int]],
+    protocol: Protocol,
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    sources: Sequence[Path],
+    kinds: Mapping[str, KeyKind],
+    overwrite: bool,
+) -> Prepared:
+    """Return the samples of users in `out`, preparing them if needed.
+
+    Args:
+        data: the data set's name.
+        deal: appends all behaviours to the parts and returns the lines that were left out, by
+            reason.
+        protocol: how samples are made.
+        out: folder of the prepared set; beside it is room for the behaviours, 32 bytes each.
+        settings: what the behaviours depend on besides the raw files; plain JSON types.
+        sources: the raw files.
+        kinds: what numbers of items and categories are, see `write_samples`.
+        overwrite: prepare again whatever is in `out`.
+
+    Raises:
+        ValueError: if no user has enough behaviours.
+    """
 
     def write(folder: Path, facts: Mapping[str, Any]) -> None:
-        num_parts = 1 + source.total_bytes() // _BYTES_PER_PART
+        num_parts = 1 + sum(path.stat().st_size for path in sources) // _BYTES_PER_PART
         with UserParts(folder.parent, num_parts=num_parts) as parts:
-            skipped = _deal(data, source, parts, columns, only, on_bad_line)
-            facts = {**facts, "bad_lines": skipped}
-            write_samples(parts.logs, protocol, folder, facts, name=data)
+            facts = {**facts, "bad_lines": deal(parts)}
+            write_samples(parts.logs, protocol, folder, facts, name=data, kinds=kinds)
 
     return prepare_once(
         out,
         name=data,
-        settings={
-            "source": source.settings(),
-            "protocol": asdict(protocol),
-            "on_bad_line": on_bad_line,
-        },
-        sources=source.files,
+        settings={**settings, "protocol": asdict(protocol)},
+        sources=sources,
         write=write,
         overwrite=overwrite,
     )

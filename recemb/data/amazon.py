@@ -1,0 +1,278 @@
+"""Amazon reviews: which product a user reviews next.
+
+A folder holds the reviews of one kind of product and its metadata (`meta_*`), JSON lines, plain or
+.gz, as they were released in 2014 (metadata are Python literals there), 2018 or 2023. Every review
+is a behaviour, whatever its stars; a product's category is the most specific one of its first path.
+Histories are short: the median user of a 5-core set has some eight reviews.
+
+Source: J. McAuley et al., "Image-Based Recommendations on Styles and Substitutes", SIGIR 2015; J.
+Ni et al., EMNLP 2019; Y. Hou et al., 2024 (the releases); protocol of DARE, see
+`recemb.data.user_log`.
+
+Shapes: `n` reviews of a block, `I` products.
+"""
+
+import ast
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from recemb.data.behaviour_set import BehaviourSet
+from recemb.data.encoder import MISSING_KEY, keyed
+from recemb.data.prepared import Prepared
+from recemb.data.source import OnBadLine, bad_line, missing_file
+from recemb.data.user_parts import UserParts, prepare_parts
+
+_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_WAY_OUT = (
+    "fetch the reviews and the metadata of one kind of product from "
+    "https://amazon-reviews-2023.github.io or https://jmcauley.ucsd.edu/data/amazon and point "
+    "data.raw at their folder"
+)
+_BLOCK_BYTES = 1 << 24
+# Names of 2014 and 2018, and of 2023.
+_REVIEW = pa.schema(
+    [
+        *((name, pa.string()) for name in ("reviewerID", "user_id", "asin", "parent_asin")),
+        *((name, pa.int64()) for name in ("unixReviewTime", "timestamp")),
+    ]
+)
+
+
+class Amazon(BehaviourSet):
+    """Users' reviews in order of time; `raw` is the folder."""
+
+    name = "amazon"
+
+    def prepare(self, raw: Path, out: Path, *, overwrite: bool = False) -> Prepared:
+        """Return the prepared set in `out`, made from `raw` if needed."""
+        reviews, metadata = find_files(raw)
+
+        def deal(parts: UserParts) -> dict[str, int]:
+            categories = Categories.of(metadata)
+            skipped = Counter[str]()
+            with tqdm(
+                total=reviews.stat().st_size, desc=f"{self.name}: sorting users", unit="B"
+            ) as bar:
+                for block in _blocks(reviews):
+                    found = _parsed(reviews, block, self.on_bad_line, skipped)
+                    items = _keys(found.column("item"))
+                    parts.append(
+                        {
+                            "user": _keys(found.column("user")),
+                            "time": found.column("time").to_numpy(),
+                            "item": items,
+                            "category": categories.of_items(items),
+                        }
+                    )
+                    bar.update(block.file_bytes)
+            return dict(skipped)
+
+        return prepare_parts(
+            self.name,
+            deal,
+            self.protocol,
+            out,
+            settings={"on_bad_line": self.on_bad_line},
+            sources=(reviews, metadata),
+            kinds={"item": "string", "category": "string"},
+            overwrite=overwrite,
+        )
+
+
+def find_files(folder: Path) -> tuple[Path, Path]:
+    """Return the files of the reviews and of the metadata in a folder.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+        ValueError: if there are several.
+    """
+    if not folder.is_dir():
+        raise missing_file(Amazon.name, folder, _WAY_OUT)
+    files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(_ENDINGS))
+    found = []
+    for what, is_metadata in (("reviews", False), ("metadata (meta_*)", True)):
+        its = [path for path in files if path.name.lower().startswith("meta") == is_metadata]
+        if not its:
+            raise FileNotFoundError(
+                f"data '{Amazon.name}': {folder} holds no {what} in JSON lines; {_WAY_OUT}"
+            )
+        if len(its) > 1:
+            raise ValueError(
+                f"data '{Amazon.name}': {folder} holds several files of {what}, "
+                f"{[path.name for path in its]}; leave one"
+            )
+        found.append(its[0])
+    return found[0], found[1]
+
+
+class Categories:
+    """The category of each product.
+
+    Args:
+        items: (I,) keys of products.
+        categories: (I,) keys of their categories.
+    """
+
+    def __init__(self, items: NDArray[np.int64], categories: NDArray[np.int64]) -> None:
+        self._items, first = np.unique(items, return_index=True)
+        self._categories = categories[first]
+
+    @classmethod
+    def of(cls, path: Path) -> "Categories":
+        """Return what a file of metadata says.
+
+        Raises:
+            ValueError: if a line is neither JSON nor a Python literal.
+        """
+        items, categories = [], []
+        with _opened(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    entry = _entry(path, number, line.decode())
+                    items.append(entry.get("parent_asin") or entry.get("asin"))
+                    categories.append(_leaf(entry))
+        return cls(*(_keys(pa.array(values, pa.string())) for values in (items, categories)))
+
+    def of_items(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the keys (n,) of the categories of products (n,), a missing value's if unknown."""
+        if not len(self._items):
+            return np.full(len(items), MISSING_KEY, np.int64)
+        places = np.minimum(np.searchsorted(self._items, items), len(self._items) - 1)
+        return np.where(self._items[places] == items, self._categories[places], MISSING_KEY)
+
+
+class _Block(NamedTuple):
+    """Whole lines of a file, where they begin, and how many bytes of the file they took."""
+
+    lines: bytes
+    first_line: int
+    file_bytes: int
+
+
+def _blocks(path: Path) -> Iterator[_Block]:
+    with path.open("rb") as raw, _opened(path, raw) as file:
+        number, before = 1, 0
+        while lines := b"".join(file.readlines(_BLOCK_BYTES)):
+            position = raw.tell()
+            yield _Block(lines, number, position - before)
+            number += lines.count(b"\n")
+            before = position
+
+
+def _parsed(path: Path, block: _Block, on_bad_line: OnBadLine, skipped: Counter[str]) -> pa.Table:
+    """Return user, item and time of the reviews of a block; count what is left out.
+
+    Raises:
+        ValueError: at the first bad line, unless such lines are to be skipped.
+    """
+    counted = Counter[str]()
+    lines, numbers = _objects(path, block, on_bad_line, counted, is_object=_looks_like_one)
+    try:
+        table = _read(lines)
+    except pa.ArrowInvalid:
+        # Some line is broken inside: each is parsed by itself.
+        counted.clear()
+        lines, numbers = _objects(path, block, on_bad_line, counted, is_object=_is_one)
+        table = _read(lines)
+    skipped += counted
+    columns = {
+        "user": pc.coalesce(table.column("reviewerID"), table.column("user_id")),
+        "item": pc.coalesce(table.column("parent_asin"), table.column("asin")),
+        "time": pc.coalesce(table.column("unixReviewTime"), table.column("timestamp")),
+    }
+    found = pa.table(columns)
+    for name in columns:
+        is_missing = found.column(name).is_null().to_numpy()
+        if is_missing.any() and on_bad_line == "raise":
+            raise bad_line(path, numbers[int(is_missing.argmax())], f"the {name} is missing")
+        if is_missing.any():
+            skipped[f"the {name} is missing"] += int(is_missing.sum())
+            numbers = [n for n, bad in zip(numbers, is_missing, strict=True) if not bad]
+            found = found.filter(pa.array(~is_missing))
+    return found.combine_chunks()
+
+
+def _read(lines: Sequence[bytes]) -> pa.Table:
+    options = pa.json.ParseOptions(explicit_schema=_REVIEW, unexpected_field_behavior="ignore")
+    return pa.json.read_json(io.BytesIO(b"\n".join(lines)), parse_options=options)
+
+
+def _objects(
+    path: Path,
+    block: _Block,
+    on_bad_line: OnBadLine,
+    skipped: Counter[str],
+    *,
+    is_object: Callable[[bytes], bool],
+) -> tuple[list[bytes], list[int]]:
+    """Return the lines that are JSON objects, and their numbers."""
+    lines, numbers = [], []
+    for number, line in enumerate(block.lines.split(b"\n"), start=block.first_line):
+        if not line.strip():
+            continue
+        if is_object(line):
+            lines.append(line)
+            numbers.append(number)
+        elif on_bad_line == "raise":
+            raise bad_line(path, number, "the line is no JSON object")
+        else:
+            skipped["the line is no JSON object"] += 1
+    return lines, numbers
+
+
+def _looks_like_one(line: bytes) -> bool:
+    return line.lstrip().startswith(b"{") and line.rstrip().endswith(b"}")
+
+
+def _is_one(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Return a product's metadata, JSON or, as in 2014, a Python literal."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        try:
+            entry = ast.literal_eval(line)
+        except (ValueError, SyntaxError) as error:
+            raise bad_line(path, number, "the line is neither JSON nor a literal") from error
+    if not isinstance(entry, dict):
+        raise bad_line(path, number, "the line is no object")
+    return cast("dict[str, Any]", entry)
+
+
+def _leaf(entry: dict[str, Any]) -> str | None:
+    """Return the most specific category of a product's first path."""
+    path = entry.get("category") or entry.get("categories") or []
+    if path and isinstance(path[0], list):
+        path = path[0]
+    return str(path[-1]) if path else entry.get("main_category")
+
+
+def _keys(values: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the keys (n,) of strings."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    found = keyed(array)
+    return found.keys[found.places]
+
+
+def _opened(path: Path, raw: BinaryIO | None = None) -> BinaryIO:
+    if path.name.endswith(".gz"):
+        return cast("BinaryIO", gzip.open(path if raw is None else raw, "rb"))
+    return path.open("rb") if raw is None else raw
