@@ -16,6 +16,12 @@ def run_snippets() -> tuple[list[str], dict[str, Any]]:
     return snippets, names
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a folder of its own: snippets write files."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_the_first_snippet_trains_in_under_twenty_lines() -> None:
     snippets, names = run_snippets()
     assert len([line for line in snippets[0].splitlines() if line.strip()]) < 20
@@ -29,6 +35,12 @@ def test_the_second_snippet_keeps_its_budget(capsys: pytest.CaptureFixture[str])
     assert storage.serve_bytes <= 0.05 * storage.full_bytes
     assert names["vectors"].shape == (3, 32)
     assert f"{storage.serve_bytes} of {storage.full_bytes} bytes" in capsys.readouterr().out
+
+
+def test_the_third_snippet_gives_plain_torch_the_rows() -> None:
+    _, names = run_snippets()
+    assert names["weight"].numpy() == pytest.approx(names["rows"].astype("float32"))
+    assert names["embedding"].weight.shape == (5000, 16)
 
 
 def test_every_choice_in_the_table_exists() -> None:

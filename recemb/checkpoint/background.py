@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recemb.checkpoint.plain_tree import Leaf, join, split
 from recemb.checkpoint.store import CheckpointName, Checkpoints, Entry
@@ -49,10 +49,13 @@ class BackgroundCheckpoints(Checkpoints):
         self.finish()
         whole = {str(place): dict(state) for place, (_, state) in enumerate(entries)}
         plain, tensors = split(whole)
+        # Each memory is used once, whichever names shared it before.
+        free = {id(copy): copy for copy in self._copies.values()}
         copies: dict[int, Leaf] = {}
         for name, leaf in tensors.items():
             if id(leaf) not in copies:
-                copies[id(leaf)] = _copied(leaf, self._copies.get(name))
+                memory = free.pop(id(self._copies.get(name)), None)
+                copies[id(leaf)] = _copied(leaf, memory)
         self._copies = {name: copies[id(leaf)] for name, leaf in tensors.items()}
         states = join(plain, self._copies)
         copied = [(name, states[str(place)]) for place, (name, _) in enumerate(entries)]
@@ -103,6 +106,9 @@ def _copied(leaf: Leaf, before: Leaf | None) -> Leaf:
 
 
 def _copied_tensor(tensor: Tensor, memory: Tensor | None) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        # Shards under one name (DTensor, ShardedTensor), which know how to copy themselves.
+        return torch.clone(tensor.detach())
     fits = memory is not None and memory.shape == tensor.shape and memory.dtype == tensor.dtype
     if memory is None or not fits:
         memory = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from recemb.checkpoint.atomic import sync
 
@@ -49,6 +50,59 @@ def write_checked(path: Path, pieces: Iterable[bytes | memoryview]) -> CheckedFi
     return CheckedFile(num_bytes, tuple(checksums))
 
 
+class CheckedReader:
+    """A file that is read from its beginning to its end, and compared as it is read.
+
+    Args:
+        path: the file.
+        expected: what it must be.
+
+    Raises:
+        ValueError: if it is missing or has another size.
+        OSError: if it cannot be opened.
+    """
+
+    def __init__(self, path: Path, expected: CheckedFile) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path.name} is missing")
+        if (size := path.stat().st_size) != expected.num_bytes:
+            raise ValueError(f"{path.name} has {size} bytes, expected {expected.num_bytes}")
+        self._path = path
+        self._expected = expected
+        # Read, not mapped: a disk that fails is then an error, and no signal that ends the process.
+        self._file = path.open("rb", buffering=0)
+        self._read_bytes, self._crc = 0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def fill(self, buffer: memoryview) -> None:
+        """Fill a buffer with the next bytes.
+
+        Raises:
+            ValueError: if a piece that ends in it has another checksum, or the file ends before.
+            OSError: if it cannot be read.
+        """
+        while len(buffer):
+            index, inside = divmod(self._read_bytes, PIECE_BYTES)
+            num = self._file.readinto(buffer[: PIECE_BYTES - inside])
+            if not num:
+                raise ValueError(f"{self._path.name} ends before it should")
+            self._crc = zlib.crc32(buffer[:num], self._crc)
+            self._read_bytes, buffer = self._read_bytes + num, buffer[num:]
+            if inside + num == PIECE_BYTES or self._read_bytes == self._expected.num_bytes:
+                if self._expected.crc32[index : index + 1] != (self._crc,):
+                    first = index * PIECE_BYTES
+                    raise ValueError(
+                        f"{self._path.name} does not match its checksum between byte {first} and "
+                        f"{self._read_bytes}"
+                    )
+                self._crc = 0
+
+
 def verify(path: Path, expected: CheckedFile) -> None:
     """Read a file and compare.
 
@@ -56,22 +110,7 @@ def verify(path: Path, expected: CheckedFile) -> None:
         ValueError: if it is missing, has another size, or a piece has another checksum.
         OSError: if it cannot be read.
     """
-    if not path.is_file():
-        raise ValueError(f"{path.name} is missing")
-    if (size := path.stat().st_size) != expected.num_bytes:
-        raise ValueError(f"{path.name} has {size} bytes, expected {expected.num_bytes}")
-    # Read, not mapped: a disk that fails is then an error, and no signal that ends the process.
-    buffer = bytearray(min(PIECE_BYTES, size))
-    with path.open("rb", buffering=0) as file:
-        for index, crc in enumerate(expected.crc32):
-            wanted = min(PIECE_BYTES, size - index * PIECE_BYTES)
-            view = memoryview(buffer)[:wanted]
-            filled = 0
-            while filled < wanted and (num := file.readinto(view[filled:])):
-                filled += num
-            if filled < wanted or zlib.crc32(view) != crc:
-                first = index * PIECE_BYTES
-                raise ValueError(
-                    f"{path.name} does not match its checksum between byte {first} and "
-                    f"{first + wanted}"
-                )
+    buffer = memoryview(bytearray(min(PIECE_BYTES, expected.num_bytes)))
+    with CheckedReader(path, expected) as reader:
+        for first in range(0, expected.num_bytes, PIECE_BYTES):
+            reader.fill(buffer[: expected.num_bytes - first])

@@ -23,7 +23,7 @@ from torch import Tensor
 from recemb.checkpoint import version_1
 from recemb.checkpoint.atomic import WholeFolder
 from recemb.checkpoint.checked_file import CheckedFile, write_checked
-from recemb.checkpoint.chunk_reader import ChunkReader
+from recemb.checkpoint.chunk_reader import read_all
 from recemb.checkpoint.manifest import (
     Manifest,
     StoredChunk,
@@ -215,10 +215,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         if format_version(folder) == 1:
             return version_1.load(folder)
         manifest = read_manifest(folder)
-        for file in manifest.files:
-            manifest.verify_file(folder, file)
-        reader = ChunkReader(folder, manifest)
-        return joined(manifest, {name: reader.whole(name) for name in manifest.tensors})
+        return joined(manifest, read_all(folder, manifest))
     except ValueError as error:
         raise ValueError(f"checkpoint {folder}: {error}") from error
 

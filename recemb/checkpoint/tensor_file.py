@@ -11,9 +11,9 @@ Source: https://github.com/huggingface/safetensors, section "Format" of the READ
 import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -111,9 +111,63 @@ def map_tensors(data: NDArray[np.uint8], owner: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if it is no such file, or a tensor lies outside it.
     """
-    header, first = _header(data, owner)
+    length = _header_bytes(data[:_LENGTH_BYTES].tobytes(), len(data), owner)
+    first = _LENGTH_BYTES + length
+    header = _header(data[_LENGTH_BYTES:first].tobytes(), owner)
+    return {
+        place.name: _tensor(data[first + place.start : first + place.end], place.dtype).view(
+            place.shape
+        )
+        for place in _places(header, len(data) - first, owner)
+    }
+
+
+def read_tensors(
+    read: Callable[[memoryview], None], num_bytes: int, owner: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a file that is read once, each in memory of its own.
+
+    Args:
+        read: fills a buffer with the next bytes of the file.
+        num_bytes: of the file.
+        owner: names the file in errors.
+
+    Raises:
+        ValueError: if it is no such file, or a tensor lies outside it.
+    """
+    start = bytearray(min(_LENGTH_BYTES, num_bytes))
+    read(memoryview(start))
+    text = bytearray(_header_bytes(bytes(start), num_bytes, owner))
+    read(memoryview(text))
+    rest = num_bytes - _LENGTH_BYTES - len(text)
     found: dict[str, Tensor] = {}
-    places: list[tuple[int, int]] = []
+    for place in _places(_header(bytes(text), owner), rest, owner):
+        tensor = torch.empty(place.shape, dtype=place.dtype)
+        if tensor.numel():
+            read(memoryview(tensor.view(-1).view(torch.uint8).numpy()).cast("B"))
+        found[place.name] = tensor
+    return found
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies behind the header."""
+
+    start: int
+    end: int
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+
+
+def _places(header: Mapping[str, Any], num_bytes: int, owner: str) -> list[_Place]:
+    """Return where all tensors lie, in the order of their places, which leave no gap.
+
+    Args:
+        header: the file's.
+        num_bytes: how many follow it.
+        owner: names the file in errors.
+    """
+    places = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -123,35 +177,41 @@ def map_tensors(data: NDArray[np.uint8], owner: str) -> dict[str, Tensor]:
             start, end = (int(place) for place in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(owner, f"tensor '{name}' is not described ({error!r})") from None
-        is_inside = 0 <= start <= end <= len(data) - first
+        is_inside = 0 <= start <= end <= num_bytes
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or not is_inside or end - start != size:
             raise _damaged(owner, f"tensor '{name}' of shape {shape} is not at [{start}, {end})")
-        found[name] = _tensor(data[first + start : first + end], dtype).view(shape)
-        places.append((start, end))
+        places.append(_Place(start, end, name, dtype, shape))
+    places.sort(key=lambda place: place[:2])
     reached = 0
-    for start, end in sorted(places):
-        if start != reached:
-            raise _damaged(owner, f"byte {min(start, reached)} belongs to no or to two tensors")
-        reached = end
-    if reached != len(data) - first:
-        raise _damaged(owner, f"{len(data) - first - reached} bytes at the end belong to nothing")
-    return found
+    for place in places:
+        if place.start != reached:
+            raise _damaged(
+                owner, f"byte {min(place.start, reached)} belongs to no or to two tensors"
+            )
+        reached = place.end
+    if reached != num_bytes:
+        raise _damaged(owner, f"{num_bytes - reached} bytes at the end belong to nothing")
+    return places
 
 
-def _header(data: NDArray[np.uint8], owner: str) -> tuple[dict[str, Any], int]:
-    """Return the header and where the tensors' bytes begin."""
-    length = int.from_bytes(data[:_LENGTH_BYTES].tobytes(), "little")
-    first = _LENGTH_BYTES + length
-    if len(data) < _LENGTH_BYTES or first > len(data) or length > _MAX_HEADER_BYTES:
+def _header_bytes(start: bytes, num_bytes: int, owner: str) -> int:
+    """Return the length of the header that the first bytes of a file announce."""
+    length = int.from_bytes(start, "little")
+    is_whole = len(start) == _LENGTH_BYTES and _LENGTH_BYTES + length <= num_bytes
+    if not is_whole or length > _MAX_HEADER_BYTES:
         raise _damaged(owner, f"its header would be {length} bytes long")
+    return length
+
+
+def _header(text: bytes, owner: str) -> dict[str, Any]:
     try:
-        header = json.loads(data[_LENGTH_BYTES:first].tobytes())
-    except ValueError as error:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _damaged(owner, f"its header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise _damaged(owner, "its header is not a JSON object")
-    return header, first
+    return header
 
 
 def _tensor(data: NDArray[np.uint8], dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ import yaml
 _NOT_HASHED = (
     *("paths.", "logger.", "progress", "traceback", "name", "data.raw"),
     *("sharding", "world_size", "timeout_seconds"),
+    *("trainer.async_checkpoint", "trainer.keep_checkpoints"),
 )
 
 

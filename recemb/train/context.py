@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recemb.checkpoint.store import CheckpointName, CheckpointStore
+from recemb.checkpoint.store import CheckpointName, Checkpoints, CheckpointStore
 from recemb.data.batch import Batch
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
@@ -16,12 +16,15 @@ from recemb.tables.method import Budget, IdCounts, Recipe
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
-from recemb.train.evaluation import score
+from recemb.train.batch_norm import synchronise
+from recemb.train.evaluation import score, score_split
 from recemb.train.fit import Fit
 from recemb.train.fit_plan import DenseOptimizer, FitPlan
 from recemb.train.log import RunLog
 from recemb.train.progress import Progress
+from recemb.train.ranks import Ranks
 from recemb.train.settings import TrainerSettings
+from recemb.train.sharded_checkpoints import checkpoints_of
 from recemb.train.validation import ValidationStream
 
 _RESULT = "result"
@@ -54,6 +57,7 @@ class TrainingContext:
         log: rows.
         resume_command: what to tell a user who interrupts.
         stages: names of the method's fits, in order.
+        method: the method's name.
     """
 
     prepared: Prepared
@@ -69,6 +73,7 @@ class TrainingContext:
     log: RunLog
     resume_command: str
     stages: Sequence[str] = ("train",)
+    method: str = ""
     _fitted: FittedModel | None = field(default=None, init=False)
     _log_bytes: int = field(default=0, init=False)
 
@@ -133,8 +138,10 @@ class TrainingContext:
             recipe=recipe,
             optimizer_state=self.fitted.optimizer_state if recipe.optimizer == "keep" else None,
             title=self._title(stage),
+            method=self.method,
         )
-        fit = Fit(plan, store=CheckpointStore(self.checkpoints / stage), log=self.log)
+        Ranks.current().part_random(self.seed)
+        fit = Fit(plan, store=self._checkpoints_of(stage, tables), log=self.log)
         progress = fit.run()
         self._log_bytes = fit.log_bytes
         self._fitted = FittedModel(
@@ -159,8 +166,14 @@ class TrainingContext:
 
     def evaluate(self, tables: Tables) -> Mapping[str, float]:
         """Return the validation metrics of `tables` with the model of the last fit."""
-        batches = self.prepared.batches("val", batch_size=self.settings.eval_batch_size)
-        scored = score(batches, tables=tables, model=self.fitted.model, device=self.device)
+        scored = score_split(
+            self.prepared,
+            "val",
+            batch_size=self.settings.eval_batch_size,
+            tables=tables,
+            model=self.fitted.model,
+            device=self.device,
+        )
         return scored.metrics("val")
 
     def validation_batch(self, position: int) -> Batch:
@@ -176,6 +189,11 @@ class TrainingContext:
         scored = score([batch], tables=tables, model=self.fitted.model, device=self.device)
         logits, labels = torch.from_numpy(scored.logits), torch.from_numpy(scored.labels)
         return float(nn.functional.binary_cross_entropy_with_logits(logits, labels))
+
+    def _checkpoints_of(self, stage: str, tables: Tables) -> Checkpoints:
+        """Return the checkpoints of a stage."""
+        in_background = self.settings.async_checkpoint
+        return checkpoints_of(self.checkpoints / stage, tables, in_background=in_background)
 
     def _settings(self, recipe: Recipe) -> TrainerSettings:
         """Return the trainer's settings with those that the recipe replaces."""
@@ -195,4 +213,4 @@ class TrainingContext:
     def _build_model(self, tables: Tables) -> ClickModel:
         """Return a fresh model for these tables."""
         model = self.model_class.for_tables(self.prepared.schema, tables, self.model_options)
-        return model.to(self.device)
+        return synchronise(model.to(self.device))

@@ -16,10 +16,12 @@ from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 from recemb.train.context import FittedModel, TrainingContext
-from recemb.train.evaluation import score
+from recemb.train.evaluation import score_split
 from recemb.train.fit_plan import DenseOptimizer
 from recemb.train.log import RunLog
+from recemb.train.ranks import Ranks
 from recemb.train.settings import TrainerSettings
+from recemb.train.sharded_run import run_sharded
 from recemb.train.summary import hardware, peak_memory_bytes, versions
 
 
@@ -39,6 +41,7 @@ class Experiment:
         seed: of weights, dropout and the order of batches.
         budget: allowed size of the tables, or None.
         resume_command: what to tell a user who interrupts.
+        sharding: how several processes share the tables, see `sharding_of`; None if they may not.
     """
 
     prepared: Prepared
@@ -52,6 +55,7 @@ class Experiment:
     seed: int = 1
     budget: Budget | None = None
     resume_command: str = "run the same command again"
+    sharding: str | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,10 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
         torch.set_num_threads(settings.num_threads)
     torch.use_deterministic_algorithms(settings.deterministic)
     context = training_context(experiment, folder=folder, log=log)
-    tables = experiment.method.run(context)
+    if Ranks.current().world_size > 1:
+        tables = run_sharded(experiment.method, context, experiment.sharding)
+    else:
+        tables = experiment.method.run(context)
     fitted = context.fitted
     metrics = _final_metrics(experiment, tables, fitted)
     return Trained(
@@ -143,6 +150,7 @@ def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> Tr
         log=log,
         resume_command=experiment.resume_command,
         stages=experiment.method.stages,
+        method=type(experiment.method).__name__,
     )
 
 
@@ -151,9 +159,15 @@ def _final_metrics(experiment: Experiment, tables: Tables, fitted: FittedModel) 
     for split in ("val", "test"):
         if split not in experiment.prepared.splits:
             continue
-        batches = experiment.prepared.batches(split, batch_size=experiment.settings.eval_batch_size)
-        device = experiment.settings.resolve_device()
-        metrics |= score(batches, tables=tables, model=fitted.model, device=device).metrics(split)
+        scored = score_split(
+            experiment.prepared,
+            split,
+            batch_size=experiment.settings.eval_batch_size,
+            tables=tables,
+            model=fitted.model,
+            device=experiment.settings.resolve_device(),
+        )
+        metrics |= scored.metrics(split)
     return metrics
 
 
@@ -179,7 +193,8 @@ def _summary(
         "ratio": storage.serve_bytes / storage.full_bytes,
         "samples_per_second": progress.examples / seconds if seconds else 0.0,
         "training_seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(peaks := Ranks.current().everyone(peak_memory_bytes())),
+        "rank_peak_memory_bytes": peaks,
         "epochs": progress.epoch,
         "steps": progress.step,
         "examples": progress.examples,

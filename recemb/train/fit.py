@@ -16,17 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recemb.checkpoint.store import CheckpointName, CheckpointStore
+from recemb.checkpoint.store import Checkpoints
 from recemb.data.batch import Batch
-from recemb.models.click_model import ClickModel
-from recemb.train.evaluation import score
+from recemb.train.batch_loss import BatchLoss
+from recemb.train.blow_up import worst_features
+from recemb.train.evaluation import score_split
 from recemb.train.fit_plan import FitPlan
 from recemb.train.log import RunLog
 from recemb.train.progress import InterruptedFitError, Progress, StopSignals
+from recemb.train.ranks import Ranks
+from recemb.train.saved_states import SavedStates
 from recemb.train.settings import LOWER_IS_BETTER
 from recemb.train.validation import ValidationStream
 
-_RESUME, _BEST = "step", "best"
 _FALL_WARNING = (
     "{monitor} fell from {first:.5f} after the first epoch to {now:.5f}: click models over-fit "
     "their embeddings from the second epoch on. What to try: trainer.max_epochs=1; "
@@ -37,7 +39,10 @@ _FALL_WARNING = (
 
 
 class Fit:
-    """A fit on one process; `run` does it, from wherever its checkpoints say.
+    """A fit on one process, or this process's part of one; `run` does it, from its checkpoints on.
+
+    Ranks share out every batch, so that updates are those of one process: gradients and losses are
+    sums over all ranks, and rows live wherever the tables keep them.
 
     Args:
         plan: what to work on.
@@ -47,12 +52,18 @@ class Fit:
     Attributes:
         progress: where the fit stands.
         log_bytes: length of the log at the last checkpoint.
+        batch_loss: what is minimised.
     """
 
-    def __init__(self, plan: FitPlan, *, store: CheckpointStore, log: RunLog) -> None:
+    def __init__(self, plan: FitPlan, *, store: Checkpoints, log: RunLog) -> None:
         self.plan = plan
         self.settings = plan.settings
-        self.store = store
+        identity = {"method": plan.method, "model": type(plan.model).__name__}
+        self._states = SavedStates(
+            store,
+            identity={**identity, **plan.tables.identity()},
+            keep=plan.settings.keep_checkpoints,
+        )
         self.log = log
         self.progress = Progress()
         self.device = plan.settings.resolve_device()
@@ -61,7 +72,10 @@ class Fit:
         self.optimizer = plan.dense_optimizer(parameters) if parameters else None
         self._clipped = parameters
         self._base_rates = [g["lr"] for g in self.optimizer.param_groups] if self.optimizer else []
-        self._compiled = torch.compile(_loss_sum, dynamic=False) if self.settings.compile else None
+        self.batch_loss = BatchLoss(plan.model, settings=plan.settings, device=self.device)
+        self._ranks = Ranks.current()
+        self._is_stopping = False
+        self._is_new_best = False
         self._last_metrics: dict[str, float] = {}
         self._validation = ValidationStream(
             plan.prepared, batch_size=self.settings.batch_size, seed=plan.seed
@@ -96,11 +110,14 @@ class Fit:
             InterruptedFitError: after a signal; the state is saved.
             FloatingPointError: when the training loss is not finite.
         """
-        self._resume()
-        with StopSignals() as signals:
-            while not self.progress.is_finished:
-                self._epoch(signals)
-        self._restore_best()
+        try:
+            self._resume()
+            with StopSignals() as signals:
+                while not self.progress.is_finished:
+                    self._epoch(signals)
+            self._restore_best()
+        finally:
+            self._states.finish()
         return self.progress
 
     def _epoch(self, signals: StopSignals) -> None:
@@ -111,6 +128,8 @@ class Fit:
             seed=plan.seed,
             epoch=progress.epoch,
             shuffle=True,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
             first_batch=progress.batch,
         )
         total = plan.prepared.num_batches("train", batch_size=settings.batch_size)
@@ -123,7 +142,7 @@ class Fit:
         with contextlib.closing(batches):
             started = time.perf_counter()
             for group in _groups(batches, settings.accumulate_batches):
-                self._update(group)
+                self._update(group, signals)
                 progress.training_seconds += time.perf_counter() - started
                 self._after_update(signals)
                 if progress.is_finished:
@@ -132,7 +151,7 @@ class Fit:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         self._after_epoch()
 
-    def _update(self, group: list[Batch]) -> None:
+    def _update(self, group: list[Batch], signals: StopSignals) -> None:
         """Make one update, the method's or the ordinary one, and count it."""
         tables, progress = self.plan.tables, self.progress
         tables.train()
@@ -140,18 +159,24 @@ class Fit:
         self._set_learning_rates()
         batches = [batch.to(self.device) for batch in group]
         step = self.plan.recipe.step
-        loss = self.update(batches) if step is None else step(self, batches)
+        part = self.update(batches) if step is None else step(self, batches)
+        num_examples, is_told = sum(len(batch) for batch in group), signals.received is not None
+        loss, examples, told = self._ranks.sums(part, num_examples, is_told)
+        self._is_stopping = told > 0
         progress.batch += len(group)
         progress.step += 1
-        progress.examples += sum(len(batch) for batch in group)
+        progress.examples += round(examples)
         progress.loss_sum += loss
         progress.loss_steps += 1
         self._check_loss(loss)
 
     def update(self, batches: Sequence[Batch]) -> float:
-        """Make one update from the gradients of all batches; return their mean loss."""
+        """Make one update from the gradients of all batches; return this rank's part of the loss.
+
+        The parts of all ranks add up to the mean loss.
+        """
         tables = self.plan.tables
-        num_examples = sum(len(batch) for batch in batches)
+        (num_examples,) = self._ranks.sums(sum(len(batch) for batch in batches))
         total = 0.0
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
@@ -160,10 +185,11 @@ class Fit:
             tables.defer_updates(not is_last)
             loss = self._batch_loss(batch) / num_examples
             if is_last:
-                loss = loss + tables.penalty()
+                loss = loss + tables.penalty() / self._ranks.world_size
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if self.optimizer is not None:
+            self._ranks.sum_gradients(self._clipped)
             if self.settings.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self._clipped, self.settings.max_gradient_norm)
             self.optimizer.step()
@@ -184,21 +210,27 @@ class Fit:
                 buffer.copy_(before)
 
     def _batch_loss(self, batch: Batch) -> Tensor:
-        """Return the model's summed loss of a batch."""
-        inputs = self.plan.model.inputs(batch, self.plan.tables)
-        is_full = len(batch) == self.settings.batch_size
-        function = self._compiled if self._compiled is not None and is_full else _loss_sum
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
-        ):
-            return function(self.plan.model, inputs, batch.labels)
+        """Return the model's summed loss of a batch.
+
+        Raises:
+            FloatingPointError: if it is not finite, before anything is updated.
+        """
+        loss = self.batch_loss(self.plan.tables, batch)
+        # Before the backward pass, which would write what is not finite into every row it reaches.
+        (value,) = self._ranks.sums(float(loss.detach()))
+        if not math.isfinite(value):
+            worst = worst_features(self.plan.tables, lambda its: self.batch_loss(its, batch))
+            raise FloatingPointError(
+                f"the training loss is {value} at update {self.progress.step + 1}, which was not "
+                f"made; {worst or 'no feature has a gradient'}; {self._states.way_out()}"
+            )
+        return loss
 
     def _check_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the training loss is {loss} at update {self.progress.step}; the last good "
-                f"checkpoint in {self.store.folder} is kept. Lower the learning rates or set "
-                "trainer.max_gradient_norm=1"
+                f"the training loss is {loss} after update {self.progress.step}; "
+                f"{self._states.way_out()}"
             )
 
     def _set_learning_rates(self) -> None:
@@ -218,14 +250,14 @@ class Fit:
             self._evaluate()
             progress.is_finished |= at_limit
             self._save()
-        elif signals.received is not None or _is_due(
-            progress.step, settings.checkpoint_every_steps
-        ):
+        elif self._is_stopping or _is_due(progress.step, settings.checkpoint_every_steps):
             self._save()
-        if signals.received is not None and not progress.is_finished:
+        if self._is_stopping and not progress.is_finished:
             self.log.end_epoch()
+            self._states.finish()
+            name = signals.received.name if signals.received else "another process's signal"
             raise InterruptedFitError(
-                f"stopped by {signals.received.name} after update {progress.step}; everything is "
+                f"stopped by {name} after update {progress.step}; everything is "
                 f"saved. To go on: {self.plan.resume_command}"
             )
 
@@ -269,8 +301,14 @@ class Fit:
         settings, progress = self.settings, self.progress
         if self.plan.recipe.before_evaluation is not None:
             self.plan.recipe.before_evaluation()
-        batches = self.plan.prepared.batches("val", batch_size=settings.eval_batch_size)
-        scored = score(batches, tables=self.plan.tables, model=self.plan.model, device=self.device)
+        scored = score_split(
+            self.plan.prepared,
+            "val",
+            batch_size=settings.eval_batch_size,
+            tables=self.plan.tables,
+            model=self.plan.model,
+            device=self.device,
+        )
         metrics = scored.metrics("val")
         progress.evaluated_step = progress.step
         self.log.row(progress.step, progress.epoch, metrics)
@@ -283,61 +321,39 @@ class Fit:
         self.log.show(self._last_metrics)
         recipe, value = self.plan.recipe, metrics[settings.monitor]
         is_eligible = recipe.eligible is None or recipe.eligible()
-        if is_eligible and self._is_better(value):
-            progress.best_step, progress.best_value = progress.step, value
-            progress.bad_evaluations = 0
-            self.store.save(CheckpointName(_BEST, progress.step), self._weights())
-        elif is_eligible:
-            progress.note_no_improvement(settings)
+        if is_eligible:
+            self._is_new_best = progress.note_value(value, settings)
         if recipe.stop_when is not None and recipe.stop_when():
             progress.is_finished = True
 
-    def _is_better(self, value: float) -> bool:
-        best = self.progress.best_value
-        if best is None:
-            return True
-        gain = best - value if LOWER_IS_BETTER[self.settings.monitor] else value - best
-        return gain >= self.settings.min_improvement
-
-    def _weights(self) -> dict[str, Any]:
-        return {
-            "tables": self.plan.tables.state_dict(),
-            "model": self.plan.model.state_dict(),
-        }
-
     def _save(self) -> None:
-        """Write a resume checkpoint, then remove what neither it nor an older one needs."""
+        """Write a resume checkpoint, and the best weights if they are these."""
         is_cuda = self.device.type == "cuda"
         self.log_bytes = self.log.size_bytes()
         state = {
-            **self._weights(),
+            "tables": self.plan.tables.state_dict(),
+            "model": self.plan.model.state_dict(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
             "progress": self.progress.to_dict(),
             "last_metrics": dict(self._last_metrics),
             "validation_batch": self._validation.position,
             "extra": {name: part.state_dict() for name, part in self.plan.recipe.extra.items()},
-            "random": torch.get_rng_state(),
+            "random": self._ranks.from_first(torch.get_rng_state()),
+            "random_ranks": self._ranks.random_states(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None,
             "log_bytes": self.log_bytes,
         }
-        self.store.save(CheckpointName(_RESUME, self.progress.step), state)
-        for old in self.store.names(_RESUME)[: -self.settings.keep_checkpoints]:
-            self.store.remove(old)
-        oldest = self.store.names(_RESUME)[0].step
-        bests = self.store.names(_BEST)
-        needed = [b for b in bests if b.step <= oldest][-1:]
-        for best in bests:
-            if best.step <= oldest and best not in needed:
-                self.store.remove(best)
+        self._states.save(self.progress.step, state, is_best=self._is_new_best)
+        self._is_new_best = False
 
     def _resume(self) -> None:
-        found = self.store.load_newest(_RESUME)
+        found = self._states.newest()
         if found is None:
             self.log.truncate(self.log_bytes)
             if self.optimizer is not None and self.plan.optimizer_state is not None:
                 self.optimizer.load_state_dict(dict(self.plan.optimizer_state))
             return
-        name, state = found
+        step, state = found
         self.plan.tables.load_state_dict(state["tables"])
         self.plan.model.load_state_dict(state["model"])
         if self.optimizer is not None:
@@ -348,25 +364,21 @@ class Fit:
         for part_name, part in self.plan.recipe.extra.items():
             part.load_state_dict(state["extra"][part_name])
         torch.set_rng_state(state["random"])
+        self._ranks.part_random(self.plan.seed, state.get("random_ranks"))
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
         self.log_bytes = state["log_bytes"]
         if not self.progress.is_finished:
             self.log.truncate(self.log_bytes)
-            self.log.message(f"resuming after update {name.step}")
+            self.log.message(f"resuming after update {step}")
 
     def _restore_best(self) -> None:
         step = self.progress.best_step
         if step is None or self.plan.recipe.take == "last":
             return
-        best = self.store.load(CheckpointName(_BEST, step))
+        best = self._states.best(step)
         self.plan.tables.load_state_dict(best["tables"])
         self.plan.model.load_state_dict(best["model"])
-
-
-def _loss_sum(model: ClickModel, inputs: Any, labels: Tensor) -> Tensor:
-    """Return what the model's training minimises, summed over a batch."""
-    return model.loss_sum(inputs, labels)
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

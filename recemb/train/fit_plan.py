@@ -34,6 +34,7 @@ class FitPlan:
         recipe: what is special about this fit.
         optimizer_state: of the dense optimizer, to begin with; None for a fresh one.
         title: goes before "epoch" in the progress bar.
+        method: name of the method; part of what checkpoints belong to.
     """
 
     prepared: Prepared
@@ -48,3 +49,4 @@ class FitPlan:
     recipe: Recipe = field(default_factory=Recipe)
     optimizer_state: Mapping[str, Any] | None = None
     title: str = ""
+    method: str = ""

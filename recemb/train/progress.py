@@ -1,12 +1,13 @@
 """Where a fit stands: everything that a resumed fit needs beside weights and optimizer state."""
 
+import math
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Self
 
-from recemb.train.settings import TrainerSettings
+from recemb.train.settings import LOWER_IS_BETTER, TrainerSettings
 
 
 class InterruptedFitError(Exception):
@@ -51,13 +52,24 @@ class Progress:
     training_seconds: float = 0.0
     is_finished: bool = False
 
-    def note_no_improvement(self, settings: TrainerSettings) -> None:
-        """Count an evaluation without improvement: move the plateau and the patience."""
+    def note_value(self, value: float, settings: TrainerSettings) -> bool:
+        """Note what an evaluation after `step` found; return whether it is the best so far.
+
+        One that is not moves the plateau and the patience.
+        """
+        gain = math.inf
+        if self.best_value is not None:
+            gain = value - self.best_value
+            gain = -gain if LOWER_IS_BETTER[settings.monitor] else gain
+        if gain >= settings.min_improvement:
+            self.best_step, self.best_value, self.bad_evaluations = self.step, value, 0
+            return True
         self.bad_evaluations += 1
         if self.bad_evaluations >= settings.lr_plateau_patience:
             self.plateau_factor *= settings.lr_plateau_factor
         if self.bad_evaluations >= settings.patience:
             self.is_finished = True
+        return False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; `from_dict` reads them back."""

@@ -34,6 +34,8 @@ class TrainerSettings:
         deterministic: whether only deterministic algorithms may run; matters on CUDA.
         checkpoint_every_steps: updates between resume checkpoints; None saves at evaluations only.
         keep_checkpoints: resume checkpoints that are kept.
+        async_checkpoint: whether checkpoints are written while training goes on, from a copy in
+            memory as large as what is written.
         log_every_steps: updates between rows of the training loss.
         device: "auto" is CUDA where there is one, otherwise the CPU.
         num_threads: CPU threads of torch; None leaves torch's choice.
@@ -60,6 +62,7 @@ class TrainerSettings:
     deterministic: bool = False
     checkpoint_every_steps: int | None = None
     keep_checkpoints: int = 2
+    async_checkpoint: bool = False
     log_every_steps: int = 50
     device: str = "auto"
     num_threads: int | None = None

@@ -131,3 +131,12 @@ def test_a_target_is_judged_by_the_median_ratio_to_the_fastest_peer(load: Any) -
     # 10 ms of a step that takes 100 ms.
     assert data.values == [pytest.approx(0.1)]
     assert data.is_met is False
+
+
+def test_checkpoints_are_measured_against_the_first_of_each_direction(
+    load: Any, tmp_path: Path
+) -> None:
+    rows = load("checkpoint").measure(20, 2, tmp_path)
+    assert {row["direction"] for row in rows} == {"write", "load", "train"}
+    firsts = [row for row in rows if row["what"] in ("disk", "no checkpoint")]
+    assert [row["time over the first's"] for row in firsts] == ["1.00"] * 3

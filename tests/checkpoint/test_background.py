@@ -116,6 +116,15 @@ def test_a_tensor_of_several_states_is_copied_once(tmp_path: Path) -> None:
     assert store.load(best)["w"].tolist() == store.load(name(1))["w"].tolist() == [1.0] * 3
 
 
+def test_memory_that_two_states_shared_is_not_shared_by_different_ones(tmp_path: Path) -> None:
+    store, weight = BackgroundCheckpoints(CheckpointStore(tmp_path)), torch.ones(3)
+    for second in (weight, torch.zeros(3)):
+        entries = [(name(1), {"w": weight}), (name(2), {"w": second})]
+        store.save_all(entries, superseded=lambda _: ())
+    assert store.load(name(1))["w"].tolist() == [1.0] * 3
+    assert store.load(name(2))["w"].tolist() == [0.0] * 3
+
+
 def test_the_copy_s_memory_is_used_again(tmp_path: Path) -> None:
     store = BackgroundCheckpoints(CheckpointStore(tmp_path))
     store.save(name(1), {"w": torch.ones(1000)})

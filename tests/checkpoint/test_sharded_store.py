@@ -17,6 +17,7 @@ from torch.distributed._shard.sharded_tensor import init_from_local_shards
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from recemb.checkpoint.background import BackgroundCheckpoints
 from recemb.checkpoint.sharded_store import ShardedCheckpointStore
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.tables.tensor_chunks import Chunk, TensorChunks
@@ -204,10 +205,22 @@ def save_where_one_fails(folder: Path) -> None:
     assert not list(folder.glob(".unfinished*"))
 
 
-def remove_and_list(folder: Path) -> None:
-    store = ShardedCheckpointStore(folder)
-    store.remove(OLD)
+def save_in_the_background(folder: Path) -> None:
+    # A group of its own: the messages of the save do not mix with those of training.
+    group = dist.new_group(backend="gloo")
+    store = BackgroundCheckpoints(ShardedCheckpointStore(folder / "background", group=group))
+    cuts = [0, 4, ROWS]
+    for name in (OLD, NEW):
+        saved = state(name.step, cuts)
+        store.save_all([(name, saved)], superseded=lambda its: its.names("step")[:-1])
+        for chunk in saved["rows"].chunks:
+            chunk.values.fill_(-1)
+        total = torch.ones(1)
+        for _ in range(20):
+            dist.all_reduce(total)
     assert store.names("step") == [NEW]
+    found = ShardedCheckpointStore(folder / "background").load(NEW, into=state(0, cuts))
+    assert_holds(found, 2)
 
 
 def two_processes(folder: Path) -> None:
@@ -216,6 +229,7 @@ def two_processes(folder: Path) -> None:
         load_with_other_slices,
         load_whole,
         load_other_names_and_shapes,
+        save_in_the_background,
         save_where_one_fails,
     ):
         action(folder)

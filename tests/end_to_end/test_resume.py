@@ -151,11 +151,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[s
 
 
 def resume_after_kills(
-    tmp_path: Path, cache: Path, undisturbed: dict[str, Any], moments: list[float]
+    tmp_path: Path, cache: Path, undisturbed: dict[str, Any], moments: list[float], *more: str
 ) -> None:
     for seconds in moments:
-        kill_after(Run(tmp_path / "run", cache), seconds)
-    finish(tmp_path / "run", cache)
+        kill_after(Run(tmp_path / "run", cache, *more), seconds)
+    finish(tmp_path / "run", cache, *more)
     assert_equal(undisturbed, outcome(tmp_path / "run"), "run")
 
 
@@ -163,6 +163,25 @@ def test_a_run_killed_twice_ends_as_if_undisturbed(
     tmp_path: Path, cache: Path, undisturbed: dict[str, Any]
 ) -> None:
     resume_after_kills(tmp_path, cache, undisturbed, [0.05, 0.3])
+
+
+def test_a_run_that_saves_in_the_background_and_is_killed_ends_as_if_undisturbed(
+    tmp_path: Path, cache: Path, undisturbed: dict[str, Any]
+) -> None:
+    more = "trainer.async_checkpoint=true"
+    resume_after_kills(tmp_path, cache, undisturbed, [0.1, 0.2], more)
+
+
+def test_a_loss_that_blows_up_ends_a_run_with_the_feature_and_the_way_out(
+    tmp_path: Path, cache: Path
+) -> None:
+    more = ("optimizer.tables.learning_rate=1e38", "optimizer.dense.lr=1e38")
+    process = Run(tmp_path / "run", cache, *more)
+    assert process.wait() == 2, process.output
+    said = process.output.splitlines()[-1]
+    assert said.startswith("recemb train: ")
+    assert "finite" in said or "has the largest gradient" in said
+    assert "trainer.max_gradient_norm=1" in said
 
 
 def test_a_run_over_histories_that_is_killed_ends_as_if_undisturbed(

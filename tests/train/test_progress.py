@@ -8,9 +8,9 @@ from recemb.train.settings import TrainerSettings
 
 def factors(num_evaluations: int, **settings: float) -> list[float]:
     """Return the plateau factor after each of some evaluations without improvement."""
-    progress, found = Progress(), []
+    progress, found = Progress(best_value=0.8), []
     for _ in range(num_evaluations):
-        progress.note_no_improvement(TrainerSettings(lr_plateau_factor=0.5, **settings))
+        progress.note_value(0.7, TrainerSettings(lr_plateau_factor=0.5, **settings))
         found.append(progress.plateau_factor)
     return found
 
@@ -24,11 +24,23 @@ def test_the_plateau_s_patience_lets_the_first_ones_pass() -> None:
 
 
 def test_training_ends_when_patience_does() -> None:
-    progress, settings = Progress(), TrainerSettings(patience=2)
-    progress.note_no_improvement(settings)
+    progress, settings = Progress(best_value=0.8), TrainerSettings(patience=2)
+    assert not progress.note_value(0.7, settings)
     assert not progress.is_finished
-    progress.note_no_improvement(settings)
+    assert not progress.note_value(0.8, settings)
     assert progress.is_finished
+
+
+def test_the_best_value_is_noted_with_its_step() -> None:
+    progress, settings = Progress(step=3, bad_evaluations=1), TrainerSettings()
+    assert progress.note_value(0.6, settings)
+    assert (progress.best_step, progress.best_value, progress.bad_evaluations) == (3, 0.6, 0)
+
+
+def test_a_loss_improves_by_falling() -> None:
+    progress, settings = Progress(best_value=0.5), TrainerSettings(monitor="val/logloss")
+    assert not progress.note_value(0.6, settings)
+    assert progress.note_value(0.4, settings)
 
 
 def test_no_patience_at_all_is_refused() -> None:

@@ -24,7 +24,7 @@ from recemb.data.prepared import Prepared
 from recemb.data.schema import Categorical, Schema
 from recemb.data.writer import Writer
 from recemb.train.experiment import table_specs
-from recemb.train.fit import Fit, FitPlan, _loss_sum
+from recemb.train.fit import Fit, FitPlan
 from recemb.train.log import NoTracker, RunLog
 
 
@@ -151,12 +151,7 @@ class Recemb:
 
     def _loss(self, batch: Batch, vectors: Tensor) -> Tensor:
         """Return the mean loss as `Fit` computes it from the tables' output."""
-        fit = self.fit
-        function = _loss_sum if fit._compiled is None else fit._compiled
-        is_bf16 = fit.settings.precision == "bf16"
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-            total: Tensor = function(self.plan.model, batch.dense, vectors, batch.labels)
-        return total / len(batch)
+        return self.fit.batch_loss.of((batch.dense, vectors), batch.labels) / len(batch)
 
     def _prepared(self) -> Prepared:
         """Return a prepared set of random ids, for timing how batches are made."""

@@ -1,0 +1,55 @@
+"""The loss of a batch, as the settings want it computed.
+
+Shapes: `B` examples.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recemb.data.batch import Batch
+from recemb.models.click_model import ClickModel
+from recemb.tables.tables import Tables
+from recemb.train.settings import TrainerSettings
+
+
+class BatchLoss:
+    """What a model's training minimises: compiled, in mixed precision, or neither.
+
+    Args:
+        model: whose loss.
+        settings: say which.
+        device: that the model lives on.
+    """
+
+    def __init__(
+        self, model: ClickModel, *, settings: TrainerSettings, device: torch.device
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._device = device
+        self._compiled = torch.compile(_loss_sum, dynamic=False) if settings.compile else None
+
+    def __call__(self, tables: Tables, batch: Batch) -> Tensor:
+        """Return the loss, a scalar, summed over a batch, with vectors from `tables`."""
+        return self.of(self._model.inputs(batch, tables), batch.labels)
+
+    def of(self, inputs: Any, labels: Tensor) -> Tensor:
+        """Return the loss, a scalar, summed over a batch, of what the model has looked up.
+
+        Args:
+            inputs: as for `ClickModel.logits_of`.
+            labels: (B,) float32, 0 or 1.
+        """
+        is_full = len(labels) == self._settings.batch_size
+        function = self._compiled if self._compiled is not None and is_full else _loss_sum
+        with torch.autocast(
+            self._device.type, dtype=torch.bfloat16, enabled=self._settings.precision == "bf16"
+        ):
+            return function(self._model, inputs, labels)
+
+
+def _loss_sum(model: ClickModel, inputs: Any, labels: Tensor) -> Tensor:
+    """Return what the model's training minimises, summed over a batch."""
+    return model.loss_sum(inputs, labels)
