@@ -10,18 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from recemb.cli.failure import USER_ERROR, user_errors
-from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
 from recemb.cli.prepare import prepare_from
-from recemb.cli.train import budget_of, model_class_of, model_options_of
+from recemb.cli.train import budget_of, model_class_of, model_options_of, sharding_request
 from recemb.tables.method import Method, Plan
+from recemb.tables.tables import Tables
 from recemb.train.experiment import table_specs
-
-_LEAVE_NO_FILES = (
-    "hydra.output_subdir=null",
-    "hydra.run.dir=.",
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-)
+from recemb.train.sharded_run import describe_sharding, shardable, sharding_of
 
 
 def run(arguments: list[str]) -> int:
@@ -29,13 +24,15 @@ def run(arguments: list[str]) -> int:
     if complaint := explain_bad_overrides("train", arguments):
         print(f"recemb plan: {complaint}", file=sys.stderr)
         return USER_ERROR
-    sys.argv = ["recemb plan", *arguments, *_LEAVE_NO_FILES]
+    sys.argv = ["recemb plan", *arguments, *LEAVE_NO_FILES]
     feasible: list[bool] = []
 
     def main(config: DictConfig) -> None:
         with user_errors("plan", traceback=config.traceback):
-            plan = plan_of(config)
-        print(describe(plan))
+            plan, tables = built(config)
+            print(describe(plan))
+            if tables is not None:
+                print("\n".join(describe_ranks(config, tables)))
         feasible.append(plan.is_feasible)
 
     hydra.main(config_path="pkg://recemb.conf", config_name="train", version_base="1.3")(main)()
@@ -43,10 +40,15 @@ def run(arguments: list[str]) -> int:
 
 
 def plan_of(config: DictConfig) -> Plan:
-    """Return the plan of the configured method for the configured data and budget.
+    """Return the plan of the configured method for the configured data and budget; see `built`."""
+    return built(config)[0]
+
+
+def built(config: DictConfig) -> tuple[Plan, Tables | None]:
+    """Return the plan of the configured method, and what it would build, on the meta device.
 
     The data are prepared if they are not yet, for their number of ids decides. The storage of a
-    feasible plan includes the state of the configured optimizer.
+    feasible plan includes the state of the configured optimizer; for others nothing is built.
     """
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     prepared = prepare_from(config, overwrite=False)
@@ -63,7 +65,7 @@ def plan_of(config: DictConfig) -> Plan:
     budget = budget_of(config)
     plan = method.plan(specs, counts, budget)
     if not plan.is_feasible:
-        return plan
+        return plan, None
     tables = method.build(
         specs,
         counts,
@@ -72,7 +74,22 @@ def plan_of(config: DictConfig) -> Plan:
         seed=config.seed,
         device=torch.device("meta"),
     )
-    return dataclasses.replace(plan, storage=tables.storage())
+    return dataclasses.replace(plan, storage=tables.storage()), tables
+
+
+def describe_ranks(config: DictConfig, tables: Tables) -> list[str]:
+    """Return what each rank would hold, line by line; nothing without sharding.
+
+    Raises:
+        ValueError: if the tables cannot be sharded in the configured way; says why.
+    """
+    request, world_size = sharding_request(config), config.world_size or 1
+    if request is None:
+        return []
+    device = instantiate(config.trainer).resolve_device()
+    planned = shardable(instantiate(config.embedding), tables)
+    sharding = sharding_of(request, planned, world_size=world_size, device=device)
+    return describe_sharding(sharding, planned)
 
 
 def describe(plan: Plan) -> str:

@@ -1,26 +1,29 @@
 """`recemb train`: prepare the data if needed, train, evaluate, save."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
-from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
 from recemb.cli.prepare import prepare_from
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, Method
 from recemb.train.configuration import claim_folder, config_hash
 from recemb.train.experiment import Experiment, run_experiment
-from recemb.train.log import NoTracker, RunLog, TensorBoard, Tracker
+from recemb.train.log import NoTracker, QuietLog, RunLog, TensorBoard, Tracker
 from recemb.train.progress import InterruptedFitError
+from recemb.train.ranks import Ranks, process_group
 from recemb.train.summary import describe, read_summary, write_summary
 
 
@@ -29,7 +32,9 @@ def run(arguments: list[str]) -> int:
     if complaint := explain_bad_overrides("train", arguments):
         print(f"recemb train: {complaint}", file=sys.stderr)
         return USER_ERROR
-    sys.argv = ["recemb train", *arguments]
+    # Of several processes the first one writes.
+    quiet = LEAVE_NO_FILES if int(os.environ.get("RANK", "0")) else ()
+    sys.argv = ["recemb train", *arguments, *quiet]
     hydra.main(config_path="pkg://recemb.conf", config_name="train", version_base="1.3")(main)()
     return 0
 
@@ -53,27 +58,38 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Return the summary of the configured run, training it unless it has finished before."""
     # torchrec's jagged tensors trip a one-time notice of torch.fx that no user can act on.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    folder = run_folder(config)
+    with process_group(
+        device=config.trainer.device, timeout_seconds=config.timeout_seconds
+    ) as ranks:
+        _check_ranks(config, ranks)
+        return _train(config, ranks)
+
+
+def _train(config: DictConfig, ranks: Ranks) -> dict[str, Any]:
+    """Return the summary of the configured run; the first rank writes and prints for all."""
+    folder = ranks.from_first(run_folder(config))
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    claim_folder(folder, {str(k): v for k, v in plain.items()})
+    settings = {str(k): v for k, v in plain.items()}
+    if ranks.is_first:
+        claim_folder(folder, settings)
+        prepare_from(config, overwrite=False)
+    ranks.wait()
     if finished := read_summary(folder / "summary.json"):
-        print(f"{folder} has finished before\n{describe(finished)}")
+        if ranks.is_first:
+            print(f"{folder} has finished before\n{describe(finished)}")
         return finished
     prepared = prepare_from(config, overwrite=False)
     experiment = experiment_of(config, prepared, resume_command=f"{_command()} paths.run={folder}")
-    log = RunLog(
-        folder / "metrics.jsonl",
-        tracker=_tracker(config, folder),
-        show_progress=config.progress,
-    )
+    log = _log(config, folder) if ranks.is_first else QuietLog()
     try:
         trained = run_experiment(experiment, folder=folder, log=log)
     finally:
         log.close()
-    summary = trained.summary | {"config_hash": config_hash({str(k): v for k, v in plain.items()})}
-    write_summary(folder / "summary.json", summary)
-    print(describe(summary))
+    summary = trained.summary | {"config_hash": config_hash(settings)}
+    if ranks.is_first:
+        write_summary(folder / "summary.json", summary)
+        print(describe(summary))
     return summary
 
 
@@ -100,7 +116,26 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
         seed=config.seed,
         budget=budget_of(config),
         resume_command=resume_command,
+        sharding=sharding_request(config),
     )
+
+
+def sharding_request(config: DictConfig) -> str | dict[str, Any] | None:
+    """Return the configured sharding: a word, or what a plan's file holds; None for none.
+
+    Raises:
+        ValueError: if there is no such file, or it is no mapping.
+    """
+    # Runs of earlier versions say nothing of it.
+    word = str(config.get("sharding", "none"))
+    if not word.endswith((".yaml", ".yml")):
+        return None if word == "none" else word
+    if not Path(word).is_file():
+        raise ValueError(f"sharding={word}: there is no such file")
+    plan = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
+    if not isinstance(plan, dict):
+        raise ValueError(f"sharding={word}: a plan is a mapping with `default` and `tables`")
+    return {str(k): v for k, v in plan.items()}
 
 
 def method_of(config: DictConfig) -> Method:
@@ -188,6 +223,29 @@ def budget_of(config: DictConfig) -> Budget | None:
     if config.budget_bytes is not None:
         return Budget(num_bytes=config.budget_bytes)
     return None
+
+
+def _check_ranks(config: DictConfig, ranks: Ranks) -> None:
+    """Check that as many processes train as the configuration says.
+
+    Raises:
+        ValueError: if not.
+    """
+    if config.world_size not in (None, ranks.world_size):
+        raise ValueError(
+            f"world_size={config.world_size}, but {ranks.world_size} process(es) were started; use "
+            f"torchrun --nproc-per-node {config.world_size} -m recemb train ..., or leave it out"
+        )
+    if ranks.world_size == 1 and config.sharding != "none":
+        print(f"one process: sharding={config.sharding} changes nothing", file=sys.stderr)
+
+
+def _log(config: DictConfig, folder: Path) -> RunLog:
+    return RunLog(
+        folder / "metrics.jsonl",
+        tracker=_tracker(config, folder),
+        show_progress=config.progress,
+    )
 
 
 def _tracker(config: DictConfig, folder: Path) -> Tracker:

@@ -1,10 +1,13 @@
 """A sharding chosen by TorchRec's planner."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 
 import torch
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.proposers import GreedyProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -13,6 +16,9 @@ from recemb.tables.formula import STATE_PARTS
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.physical_table import PhysicalTable
 from recemb.tables.sharding import TableSharding
+
+_WORSE_PROPOSALS = 10
+"""In a row, after which the search ends."""
 
 _RESERVED_SHARE = 0.15
 """Of a device's memory, for everything but tables; TorchRec's own default."""
@@ -70,17 +76,19 @@ def _planned(
         ],
         device=torch.device("meta"),
     )
+    with _quiet_planner():
+        topology = Topology(world_size=world_size, compute_device="cuda" if is_cuda else "cpu")
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world_size,
-            compute_device="cuda" if is_cuda else "cpu",
-        ),
+        topology=topology,
         constraints={name: ParameterConstraints(sharding_types=list(kinds)) for name in names},
+        # Each proposal takes some 50 ms for a hundred tables.
+        proposer=GreedyProposer(threshold=_WORSE_PROPOSALS),
         storage_reservation=FixedPercentageStorageReservation(_RESERVED_SHARE),
         stats=[],
         debug=False,
     )
-    plan = planner.plan(bags, [EmbeddingBagCollectionSharder()])
+    with _quiet_planner():
+        plan = planner.plan(bags, [EmbeddingBagCollectionSharder()])
     its = plan.plan[""]
     found = {}
     for name, table in zip(names, tables, strict=True):
@@ -89,3 +97,17 @@ def _planned(
         ranks = tuple(its[name].ranks) if has_ranks else None
         found[table.name] = TableSharding(kind=kind, ranks=ranks)
     return found
+
+
+@contextlib.contextmanager
+def _quiet_planner() -> Iterator[None]:
+    """Within this context the planner does not log each of its proposals."""
+    loggers = [logging.getLogger(name) for name in ("torchrec.distributed.planner", "")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
