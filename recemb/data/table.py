@@ -1,7 +1,5 @@
 """Your own CSV or Parquet files, described by configuration alone."""
 
-import difflib
-import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,14 +7,12 @@ from typing import Any, TypeVar
 
 from recemb.data.column import CategoricalColumn, Columns, DenseColumn, LabelColumn
 from recemb.data.dataset import Dataset
-from recemb.data.parquet import ParquetFiles
+from recemb.data.own_files import TEXT_KEYS, check_keys, files_among, source_of
 from recemb.data.pipeline import Description, prepare
 from recemb.data.prepared import Prepared
-from recemb.data.source import OnBadLine, Source, missing_file
+from recemb.data.source import OnBadLine
 from recemb.data.split import ByFile, ByRatio, ByTime, ByValue, Split
-from recemb.data.text import DelimitedText
 
-_PARQUET_ENDINGS = (".parquet", ".pq")
 _SPLIT_RULES: Mapping[str, tuple[str, ...]] = {
     "files": (),
     "ratio": ("val", "test", "seed"),
@@ -77,18 +73,19 @@ class Table(Dataset):
         self.split = dict(split or {"rule": "ratio", "val": 0.1, "test": 0.1})
         self._check_split()
         self.text = dict(text or {})
-        _check_keys("data 'table': text", self.text, _TEXT_KEYS)
+        check_keys("data 'table': text", self.text, TEXT_KEYS)
         self.on_bad_line = on_bad_line
 
     def prepare(self, raw: Path, out: Path, *, overwrite: bool = False) -> Prepared:
         """Return the prepared form of the files under `raw`, writing it to `out` if needed."""
         by_split = {
-            split: self._found(raw, patterns) for split, patterns in self._patterns().items()
+            split: files_among(self.name, raw, patterns)
+            for split, patterns in self._patterns().items()
         }
         paths = [path for group in by_split.values() for path in group]
         description = Description(
             name=self.name,
-            source=self._source(paths),
+            source=source_of(self.name, paths, self.text),
             columns=self.columns,
             split=self._split_rule(by_split),
             on_bad_line=self.on_bad_line,
@@ -100,33 +97,13 @@ class Table(Dataset):
             return dict(self.files)
         return {"all": self.files}
 
-    def _found(self, raw: Path, patterns: Sequence[str]) -> list[Path]:
-        """Return the files that match, each pattern's in order of name."""
-        paths: list[Path] = []
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matches = sorted(glob.glob(str(raw / pattern)))
-            if not matches:
-                raise missing_file(
-                    self.name, raw / pattern, "set data.files, or the raw folder, to where it is"
-                )
-            paths += [Path(m) for m in matches]
-        return paths
-
-    def _source(self, paths: Sequence[Path]) -> Source:
-        are_parquet = {p.suffix in _PARQUET_ENDINGS for p in paths}
-        if len(are_parquet) > 1:
-            raise ValueError(
-                "data 'table': files mixes Parquet and text; convert one of them or prepare twice"
-            )
-        return ParquetFiles(paths) if are_parquet == {True} else DelimitedText(paths, **self.text)
-
     def _check_split(self) -> None:
         rule = str(self.split.get("rule"))
         if rule not in _SPLIT_RULES:
             raise ValueError(
                 f"data 'table': split.rule must be one of {list(_SPLIT_RULES)}, got '{rule}'"
             )
-        _check_keys(f"data 'table': split '{rule}'", self.split, ("rule", *_SPLIT_RULES[rule]))
+        check_keys(f"data 'table': split '{rule}'", self.split, ("rule", *_SPLIT_RULES[rule]))
         if (rule == "files") != isinstance(self.files, Mapping):
             raise ValueError(
                 "data 'table': with split.rule=files, files lists file names by split "
@@ -145,13 +122,10 @@ class Table(Dataset):
         return ByValue(given.pop("column"), given)
 
 
-_TEXT_KEYS = ("delimiter", "column_names", "quote", "null_values", "encoding", "block_bytes")
-
-
 def _label(given: str | Mapping[str, Any]) -> LabelColumn:
     if isinstance(given, str):
         return LabelColumn(name=given)
-    _check_keys("data 'table': label", given, ("name", "threshold"))
+    check_keys("data 'table': label", given, ("name", "threshold"))
     return LabelColumn(**given)
 
 
@@ -163,14 +137,6 @@ def _described(
     columns = []
     for name, description in given.items():
         state = {short_field: description} if isinstance(description, str) else dict(description)
-        _check_keys(f"data 'table': feature '{name}'", state, known)
+        check_keys(f"data 'table': feature '{name}'", state, known)
         columns.append(kind(name=name, **state))
     return tuple(columns)
-
-
-def _check_keys(owner: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it knows {list(known)}"
-            raise ValueError(f"{owner} has no '{key}'; {hint}")

@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from recemb.data.column import Kind
+from recemb.data.encoder import keyed
 from recemb.data.prefetch import ordered_map
 from recemb.data.preparation import prepare_once
 from recemb.data.prepared import Prepared
 from recemb.data.source import Block, Chunk, OnBadLine, Source, bad_line
-from recemb.data.user_log import NUMBERS, KeyKind, Protocol, UserLog, write_samples
+from recemb.data.user_log import KeyKind, Protocol, UserLog, write_samples
 from recemb.ids.hashing import hash_rows
 
 _DTYPE = np.dtype([("user", "<i8"), ("time", "<i8"), ("item", "<i8"), ("category", "<i8")])
@@ -92,9 +94,10 @@ def prepare_log(
     out: Path,
     *,
     columns: Mapping[str, str],
-    only: tuple[str, str],
+    only: tuple[str, str] | None,
     on_bad_line: OnBadLine,
     overwrite: bool,
+    keys: KeyKind = "int",
 ) -> Prepared:
     """Return the samples of a log's users in `out`, preparing them if needed.
 
@@ -104,9 +107,10 @@ def prepare_log(
         protocol: how samples are made.
         out: folder of the prepared set; beside it is room for the behaviours, 32 bytes each.
         columns: the raw columns of user, time, item and category.
-        only: a raw column, and its value in the lines that count.
+        only: a raw column, and its value in the lines that count; None where all do.
         on_bad_line: "raise" at the first bad line, or "skip" and count them.
         overwrite: prepare again whatever is in `out`.
+        keys: what users, items and categories are; times are whole numbers.
 
     Raises:
         FileNotFoundError: if a raw file is missing.
@@ -114,12 +118,12 @@ def prepare_log(
     """
     return prepare_parts(
         data,
-        lambda parts: _deal(data, source, parts, columns, only, on_bad_line),
+        lambda parts: _deal(data, source, parts, _Columns(columns, only, keys), on_bad_line),
         protocol,
         out,
         settings={"source": source.settings(), "on_bad_line": on_bad_line},
         sources=source.files,
-        kinds=NUMBERS,
+        kinds={"item": keys, "category": keys},
         overwrite=overwrite,
     )
 
@@ -168,23 +172,38 @@ def prepare_parts(
     )
 
 
+class _Columns(NamedTuple):
+    """The raw columns of a log, see `prepare_log`."""
+
+    raw: Mapping[str, str]
+    only: tuple[str, str] | None
+    keys: KeyKind
+
+    def kinds(self) -> dict[str, Kind]:
+        """Return how each is read."""
+        found: dict[str, Kind] = dict.fromkeys(self.raw.values(), self.keys)
+        if self.only is not None:
+            found[self.only[0]] = "string"
+        found[self.raw["time"]] = "int"
+        return found
+
+
 def _deal(
     data: str,
     source: Source,
     parts: UserParts,
-    columns: Mapping[str, str],
-    only: tuple[str, str],
+    columns: _Columns,
     on_bad_line: OnBadLine,
 ) -> dict[str, int]:
     """Deal all behaviours of a source; return the lines that were left out, by reason."""
-    kinds: dict[str, Kind] = dict.fromkeys(columns.values(), "int")
-    kinds[only[0]] = "string"
+    kinds = columns.kinds()
 
     def parsed(block: Block) -> tuple[dict[str, NDArray[np.int64]], Counter[str], int]:
         chunk = source.chunk(block, kinds, on_bad_line)
-        chunk = chunk.keep(_is(chunk, *only))
+        if columns.only is not None:
+            chunk = chunk.keep(_is(chunk, *columns.only))
         skipped = Counter(chunk.num_skipped)
-        for raw in columns.values():
+        for raw in columns.raw.values():
             is_missing = chunk.table.column(raw).combine_chunks().is_null()
             mask = is_missing.to_numpy(zero_copy_only=False)
             if mask.any() and on_bad_line == "raise":
@@ -192,7 +211,7 @@ def _deal(
                 raise bad_line(chunk.file, line, f"column '{raw}' is missing")
             skipped[f"column '{raw}' is missing"] += int(mask.sum())
             chunk = chunk.keep(~mask)
-        found = {name: chunk.table.column(raw).to_numpy() for name, raw in columns.items()}
+        found = {name: _numbers(chunk.table.column(raw)) for name, raw in columns.raw.items()}
         return found, +skipped, block.num_bytes
 
     total = Counter[str]()
@@ -204,6 +223,15 @@ def _deal(
             total += skipped
             bar.update(num_bytes)
     return dict(total)
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return integers as they are, strings as keys."""
+    array = column.combine_chunks()
+    if pa.types.is_integer(array.type):
+        return array.to_numpy(zero_copy_only=False).astype(np.int64)
+    found = keyed(array)
+    return found.keys[found.places]
 
 
 def _is(chunk: Chunk, column: str, value: str) -> NDArray[np.bool_]:
