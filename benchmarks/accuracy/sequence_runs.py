@@ -36,7 +36,7 @@ def arguments(description: str | None, *, seeds: str, work: str) -> argparse.Arg
 
 def trained(cell: Cell, overrides: Sequence[str], options: argparse.Namespace) -> Path | None:
     """Train a cell, or go on with it, and return its folder; None if it failed."""
-    folder = Path(options.work) / re.sub(r"\W+", "_", "-".join(cell))
+    folder = Path(options.work) / "-".join(re.sub(r"\W+", "_", word) for word in cell)
     if not (folder / "summary.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "commit").write_text(commit())
