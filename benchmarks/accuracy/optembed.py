@@ -2,43 +2,35 @@
 
     python benchmarks/accuracy/optembed.py --data FOLDER [--study synthetic,frappe,mechanism]
 
-FOLDER holds `frappe/` as the publisher ships it; the synthetic data are made here: 60,000 rows of
-12 Zipf-distributed fields of 34,688 ids in all, nine of which decide the label, mostly in pairs.
-Every id's vector in a pair's product is as long as any other's, so that no seed hinges on the draw
-of a few frequent ids. Every fourth field is noise: a small, a middle and the largest, with 41 % of all ids. DeepFM with an
-MLP of 128 and 64 units, vectors of 16 values, dense Adam at 0.001, at most 8 epochs, two without a
-better validation AUC end a fit, the best epoch counts, the test split is scored once. All variants
-begin with OptEmbed's initial weights. "Random widths" trains under widths drawn uniformly instead
-of searched ones, with the rows of the same supernet. Runs that the results have are not made again.
-Writes benchmarks/results/optembed.{csv,md}.
+FOLDER holds `frappe/` as the publisher ships it; the planted data are made, see `synthetic`. DeepFM
+with an MLP of 128 and 64 units, vectors of 16 values, dense Adam at 0.001, at most 8 epochs, two
+without a better validation AUC end a fit, the best epoch counts, the test split is scored once. In
+the study of the mechanism the supernet of the eighth epoch is what counts. All variants begin with
+OptEmbed's initial weights. "Random widths" trains under widths drawn uniformly instead of searched
+ones, with the rows of the same supernet. Runs that the results have are not made again. Writes
+benchmarks/results/optembed.{csv,md}.
 """
 
 import argparse
 import csv
-import dataclasses
-import itertools
 import json
 import shutil
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from optembed_data import NOISE_FIELDS, frappe, synthetic
+from optembed_variants import FULL, MAX_EPOCHS, WIDTH, Variant, mechanism, variants
 
 from recemb.checkpoint.store import CheckpointStore
 from recemb.data.prepared import Prepared
-from recemb.data.table import Table
-from recemb.methods.optembed import OptEmbed, Supernet
 from recemb.models.deepfm import DeepFM
-from recemb.tables.method import Context, Method
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.train.experiment import Experiment, run_experiment
@@ -46,26 +38,6 @@ from recemb.train.log import NoTracker, RunLog
 from recemb.train.settings import TrainerSettings
 
 RESULTS = Path(__file__).parent.parent / "results"
-WIDTH = 16
-NUM_ROWS = 60_000
-SIZES = (10, 20, 40, 90, 200, 450, 1000, 2000, 3600, 6000, 9000, 12278)
-NOISE_FIELDS = (3, 7, 11)
-"""Places of the fields that the label does not depend on: a small, a middle and the largest."""
-RANK = 3
-FIRST_ORDER, SECOND_ORDER = 0.5, 0.5
-"""Weights of ids alone, and of products of pairs: pairs must matter, see the notes of the page."""
-ZIPF_EXPONENT = 1.05
-FRAPPE_FIELDS = (
-    *("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather"),
-    *("country", "city"),
-)
-THRESHOLDS = {"learning_rate": 1e-2, "alpha": 1e-2}
-EVOLUTION = {"generations": 8}
-DECAYS = (0.0, 1e-4, 1e-3)
-RATES = ((1e-4, 1e-4), (1e-2, 1e-4), (1e-2, 1e-2))
-"""Learning rate and alpha of thresholds."""
-MAX_EPOCHS = 8
-FULL = "full: rows and widths"
 COLUMNS = (
     *("study", "variant", "seed", "val_auc", "test_auc", "test_logloss", "sparsity", "rows_kept"),
     *("unseen_pruned", "rare_pruned", "frequent_pruned", "ratio", "widths"),
@@ -73,158 +45,6 @@ COLUMNS = (
     *("commit", "torch"),
 )
 Row = dict[str, str]
-
-
-class GivenWidths(OptEmbed):
-    """Tables of widths that are given, trained once, from OptEmbed's initial weights."""
-
-    stages = ("retrain",)
-
-    def __init__(self, widths_of: Callable[[int, int], list[int]]) -> None:
-        super().__init__(prune_rows=False)
-        self.widths_of = widths_of
-
-    def run(self, ctx: Context) -> PlannedTables:
-        """Return trained tables."""
-        named: dict[str, Any] = {"optimizer": ctx.optimizer, "seed": ctx.seed, "device": ctx.device}
-        supernet = self.build(ctx.specs, ctx.id_counts, None, **named)
-        widths = self.widths_of(len(supernet.fields), ctx.seed)
-        supernet.set_widths(dict(zip(supernet.fields, widths, strict=True)))
-        tables = supernet.compacted().tables(ctx.specs, **named)
-        ctx.fit(tables, stage="retrain")
-        return tables
-
-
-class RandomWidths(OptEmbed):
-    """OptEmbed whose widths are drawn instead of searched."""
-
-    def search(self, supernet: Supernet, ctx: Context) -> dict[str, int]:
-        """Return uniform widths."""
-        widths = uniform_widths(len(supernet.fields), ctx.seed)
-        return dict(zip(supernet.fields, widths, strict=True))
-
-
-class SupernetOnly(OptEmbed):
-    """OptEmbed's first stage to its last epoch, with the optimizer as it is given, compacted."""
-
-    stages = ("supernet",)
-
-    def run(self, ctx: Context) -> PlannedTables:
-        """Return the supernet's tables, compacted."""
-        supernet = self.build(
-            ctx.specs, {}, None, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device
-        )
-        recipe = dataclasses.replace(self._recipe(supernet), take="last", patience=MAX_EPOCHS)
-        ctx.fit(supernet, stage="supernet", recipe=recipe)
-        return supernet.freeze()
-
-
-def full_widths(num_fields: int, seed: int) -> list[int]:
-    """Return the full width of every field."""
-    return [WIDTH] * num_fields
-
-
-def uniform_widths(num_fields: int, seed: int) -> list[int]:
-    """Return widths drawn uniformly."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    drawn: list[int] = torch.randint(1, WIDTH + 1, (num_fields,), generator=generator).tolist()
-    return drawn
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is trained.
-
-    Attributes:
-        method: makes the method.
-        weight_decay: L2 of all rows.
-        rows: which rows an update visits.
-        supernet_of: the variant whose supernet this one takes over; none where it is empty.
-    """
-
-    method: Callable[[], Method]
-    weight_decay: float
-    rows: Literal["all", "touched"] = "all"
-    supernet_of: str = ""
-
-
-def variants(weight_decay: float) -> dict[str, Variant]:
-    """Return the comparison that the claims are about."""
-    made: dict[str, Callable[[], Method]] = {
-        "base": lambda: GivenWidths(full_widths),
-        "E: rows": lambda: OptEmbed(search_widths=False, thresholds=THRESHOLDS),
-        "D: widths": lambda: OptEmbed(prune_rows=False, evolution=EVOLUTION),
-        "D, random widths": lambda: GivenWidths(uniform_widths),
-        FULL: lambda: OptEmbed(thresholds=THRESHOLDS, evolution=EVOLUTION),
-        "full, random widths": lambda: RandomWidths(thresholds=THRESHOLDS),
-    }
-    shared = {"full, random widths": FULL}
-    return {
-        name: Variant(method, weight_decay, supernet_of=shared.get(name, ""))
-        for name, method in made.items()
-    }
-
-
-def mechanism() -> dict[str, Variant]:
-    """Return the settings of which the question is what they prune."""
-    made = {}
-    words: tuple[Literal["all", "touched"], ...] = ("all", "touched")
-    for rows, decay, (rate, alpha) in itertools.product(words, DECAYS, RATES):
-        name = f"{rows} rows, decay {decay:g}, rate {rate:g}, alpha {alpha:g}"
-        thresholds = {"learning_rate": rate, "alpha": alpha}
-        method = partial(SupernetOnly, search_widths=False, thresholds=thresholds)
-        made[name] = Variant(method, decay, rows)
-    return made
-
-
-def synthetic(folder: Path, seed: int) -> Prepared:
-    """Return the planted data: labels by weights of ids and by products of pairs of them."""
-    rng = np.random.default_rng(seed)
-    ids, logit = [], np.full(NUM_ROWS, -0.6)
-    informative = [f for f in range(len(SIZES)) if f not in NOISE_FIELDS]
-    factors = []
-    for size in SIZES:
-        chance = np.arange(1, size + 1, dtype=np.float64) ** -ZIPF_EXPONENT
-        ids.append(rng.choice(size, NUM_ROWS, p=chance / chance.sum()))
-        directions = rng.normal(size=(size, RANK))
-        length = np.linalg.norm(directions, axis=1, keepdims=True)
-        factors.append(RANK**0.5 * directions / length)
-    for f in informative:
-        logit += FIRST_ORDER * rng.normal(size=SIZES[f])[ids[f]]
-    total = sum(factors[f][ids[f]] for f in informative)
-    squares = sum(factors[f][ids[f]] ** 2 for f in informative)
-    logit += SECOND_ORDER * ((total**2 - squares) / 2).sum(axis=1)
-    label = (rng.random(NUM_ROWS) < 1 / (1 + np.exp(-logit))).astype(np.int64)
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = {f"f{f:02d}": pa.array(values) for f, values in enumerate(ids)}
-    pq.write_table(pa.table({"label": pa.array(label), **columns}), folder / "rows.parquet")
-    data = Table(
-        files=["rows.parquet"],
-        label="label",
-        categorical={
-            f"f{f:02d}": {"encoding": "ids", "num_embeddings": size} for f, size in enumerate(SIZES)
-        },
-    )
-    return data.prepare(folder, folder / "prepared")
-
-
-def frappe(raw: Path, folder: Path) -> Prepared:
-    """Return Frappe's validation and test files as one set, 8:1:1, ids of all of it."""
-    tables = [pa.csv.read_csv(raw / f"{name}.csv.gz") for name in ("valid", "test")]
-    whole = pa.concat_tables(tables)
-    columns, sizes = {"label": whole.column("label")}, {}
-    for field in FRAPPE_FIELDS:
-        encoded = whole.column(field).combine_chunks().dictionary_encode()
-        columns[field] = encoded.indices.cast(pa.int64())
-        sizes[field] = len(encoded.dictionary)
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), folder / "rows.parquet")
-    data = Table(
-        files=["rows.parquet"],
-        label="label",
-        categorical={f: {"encoding": "ids", "num_embeddings": size} for f, size in sizes.items()},
-    )
-    return data.prepare(folder, folder / "prepared")
 
 
 def run(study: str, name: str, variant: Variant, prepared: Prepared, seed: int, work: Path) -> Row:
