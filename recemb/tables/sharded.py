@@ -124,7 +124,7 @@ class ShardedTables(PlannedTables):
         rank = self.process_group.rank()
         for name, value in self.state_dict().items():
             if not isinstance(value, TensorChunks):
-                found[name] = value.cpu()
+                found[name] = value.detach().cpu().clone()
                 continue
             boxes: list[Any] = [None] * self.process_group.size()
             mine = [(chunk.offsets, tuple(chunk.values.shape)) for chunk in value.chunks]

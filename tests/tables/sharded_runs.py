@@ -1,0 +1,192 @@
+"""Runs of sharded tables beside the same in one process, for tests and each of their processes."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recemb.methods.compo_emb import CompoEmb
+from recemb.methods.full import Full
+from recemb.methods.mde import MDE
+from recemb.methods.unified import Unified
+from recemb.tables.method import Budget, Method
+from recemb.tables.optimizer import Kind, TableOptimizer
+from recemb.tables.planned import PlannedTables
+from recemb.tables.sharded import ShardedTables
+from recemb.tables.sharding import plan_sharding, read_shardings
+from recemb.tables.spec import TableSpec
+
+# Sums of float32 gradients in another order. Where Adagrad and Adam divide a gradient by its own
+# size, what is left of a sum that cancels decides a whole step: so targets keep sums from it.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+POOLED = (
+    TableSpec(name="a", num_embeddings=50, embedding_dim=8, feature_names=("f0", "f1")),
+    TableSpec(name="b", num_embeddings=3, embedding_dim=8, feature_names=("f2",), pooling="mean"),
+    TableSpec(name="c", num_embeddings=31, embedding_dim=4, feature_names=("f3",)),
+    TableSpec(name="wa", num_embeddings=50, embedding_dim=2, feature_names=("f0", "f1")),
+)
+SEQUENCES = (
+    TableSpec(name="t", num_embeddings=40, embedding_dim=8, feature_names=("f0",)),
+    TableSpec(
+        name="h", num_embeddings=40, embedding_dim=8, feature_names=("f0", "f1"), pooling="none"
+    ),
+    TableSpec(name="g", num_embeddings=9, embedding_dim=4, feature_names=("f2",), pooling="none"),
+)
+METHODS: Mapping[str, tuple[Method, Budget | None]] = {
+    "full": (Full(), None),
+    "unified": (Unified(exact_below=2), Budget(ratio=0.5)),
+    "compo_emb": (CompoEmb(), Budget(ratio=0.5)),
+    "mde": (MDE(), Budget(ratio=0.5)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run.
+
+    Attributes:
+        method: one of METHODS.
+        sharding: a kind, or "mixed".
+        optimizer: how rows are updated.
+        specs: the tables.
+        max_length: longest bag; None for one id in each.
+        weighted: whether ids have weights.
+        batch_size: over all ranks.
+        micro_batches: passes of one update.
+        num_steps: updates.
+    """
+
+    method: str = "full"
+    sharding: str = "row_wise"
+    optimizer: Kind = "adagrad"
+    specs: Sequence[TableSpec] = POOLED
+    max_length: int | None = 3
+    weighted: bool = False
+    batch_size: int = 7
+    micro_batches: int = 1
+    num_steps: int = 10
+
+    def __str__(self) -> str:
+        changed = [
+            str(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name != "specs" and getattr(self, f.name) != f.default
+        ]
+        kind = ["sequences"] if self.specs is SEQUENCES else []
+        return "-".join(["case", *kind, *changed])
+
+
+def build(case: Case, device: str) -> PlannedTables:
+    """Return the tables of a case."""
+    method, budget = METHODS[case.method]
+    counts = {f: torch.arange(s.num_embeddings) for s in case.specs for f in s.feature_names}
+    optimizer = TableOptimizer(kind=case.optimizer, learning_rate=0.05)
+    tables = method.build(
+        case.specs, counts, budget, optimizer=optimizer, seed=1, device=torch.device(device)
+    )
+    assert isinstance(tables, PlannedTables)
+    return tables
+
+
+def shard(case: Case) -> ShardedTables:
+    """Return this rank's part of the tables of a case."""
+    meta = build(case, "meta")
+    request: str | dict[str, Any] = case.sharding
+    if request == "mixed":
+        kinds = itertools.cycle(["row_wise", "column_wise", "table_wise", "data_parallel"])
+        names = [table.name for table in meta.plan.tables]
+        request = {"tables": dict(zip(names, kinds, strict=False))}
+    plan = plan_sharding(
+        meta.plan.tables,
+        read_shardings(request, meta.plan.tables),
+        world_size=dist.get_world_size(),
+    )
+    return ShardedTables(meta, plan)
+
+
+def batch(case: Case, step: int, first: int, last: int) -> KeyedJaggedTensor:
+    """Return the examples from `first` to `last` of a step's batch."""
+    generator = torch.Generator().manual_seed(step)
+    sizes = {f: s.num_embeddings for s in reversed(case.specs) for f in s.feature_names}
+    values, weights, lengths = [], [], []
+    # Not in the tables' order.
+    for key in sorted(sizes, reverse=True):
+        shape = (case.batch_size,)
+        its = torch.ones(shape, dtype=torch.int64)
+        if case.max_length is not None:
+            its = torch.randint(0, case.max_length + 1, shape, generator=generator)
+        ids = torch.randint(0, sizes[key], (int(its.sum()),), generator=generator)
+        factors = torch.rand(ids.shape, generator=generator)
+        begin, end = int(its[:first].sum()), int(its[:last].sum())
+        values.append(ids[begin:end])
+        weights.append(factors[begin:end])
+        lengths.append(its[first:last])
+    return KeyedJaggedTensor(
+        keys=sorted(sizes, reverse=True),
+        values=torch.cat(values),
+        lengths=torch.cat(lengths),
+        weights=torch.cat(weights) if case.weighted else None,
+    )
+
+
+def loss_of(tables: PlannedTables, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+    """Return a loss, summed over examples, and the vectors that it is of."""
+    pooled = tables(features)
+    assert pooled.keys() == list(tables.keys)
+    vectors = pooled.values()
+    readers = torch.linspace(1, 2, vectors.shape[1])
+    loss = (torch.exp(0.1 * vectors) @ readers).sum()
+    for unpooled in tables.sequences(features).values():
+        loss = loss + torch.exp(0.1 * unpooled.values()).sum()
+    return loss, vectors
+
+
+def train(tables: PlannedTables, case: Case, *, rank: int = 0, world_size: int = 1) -> Tensor:
+    """Return the last vectors of this rank's share of the batches, after all updates."""
+    vectors = torch.empty(0)
+    dense = torch.optim.SGD(tables.dense_parameters() or [nn.Parameter(torch.zeros(1))], lr=0.01)
+    for step in range(case.num_steps):
+        for part in range(case.micro_batches):
+            tables.defer_updates(part < case.micro_batches - 1)
+            first = case.batch_size * rank // world_size
+            last = case.batch_size * (rank + 1) // world_size
+            features = batch(case, step * case.micro_batches + part, first, last)
+            loss, vectors = loss_of(tables, features)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in tables.dense_parameters():
+            if world_size > 1 and parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+        dense.step()
+        dense.zero_grad()
+    return vectors.detach()
+
+
+def differences(case: Case) -> str | None:
+    """Return how a sharded run differs from that of one process; None if it does not."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    one, many = build(case, "cpu"), shard(case)
+    begun = many.gathered()
+    expected = train(one, case)
+    found = train(many, case, rank=rank, world_size=world_size)
+    share = slice(case.batch_size * rank // world_size, case.batch_size * (rank + 1) // world_size)
+    ended = many.gathered()
+    try:
+        torch.testing.assert_close(found, expected[share], **ROUNDING)
+        if begun is not None and ended is not None:
+            fresh = build(case, "cpu").state_dict()
+            torch.testing.assert_close(begun, fresh, rtol=0, atol=0)
+            torch.testing.assert_close(ended, dict(one.state_dict()), **ROUNDING)
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
+def all_differences(cases: Sequence[Case]) -> list[str | None]:
+    """Return the differences of each case, on this rank."""
+    return [differences(case) for case in cases]

@@ -1,0 +1,179 @@
+"""Sharded tables against the same tables in one process."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.planned import PlannedTables
+from recemb.tables.sharded import ShardedTables, why_not_sharded
+from recemb.tables.sharding import plan_sharding, read_shardings
+from recemb.tables.tensor_chunks import TensorChunks
+from tests.processes import on_ranks
+from tests.tables.sharded_runs import (
+    METHODS,
+    ROUNDING,
+    SEQUENCES,
+    Case,
+    all_differences,
+    batch,
+    build,
+    shard,
+    train,
+)
+
+CASES = (
+    Case(sharding="row_wise", optimizer="rowwise_adagrad"),
+    Case(sharding="row_wise", optimizer="sgd", max_length=None),
+    Case(sharding="table_wise", optimizer="adagrad", weighted=True),
+    Case(sharding="column_wise", optimizer="adam"),
+    Case(sharding="data_parallel", optimizer="rowwise_adam", micro_batches=2),
+    Case(sharding="row_wise", optimizer="adam", micro_batches=2),
+    Case(method="unified", sharding="row_wise", optimizer="adam"),
+    Case(method="compo_emb", sharding="mixed", optimizer="adagrad"),
+    Case(method="mde", sharding="row_wise", optimizer="adagrad"),
+    Case(specs=SEQUENCES, sharding="mixed", optimizer="adagrad"),
+    # The first of two ranks has no example.
+    Case(batch_size=1, sharding="mixed", optimizer="adam"),
+    Case(batch_size=1, sharding="row_wise", max_length=None),
+)
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks() -> dict[Case, list[str | None]]:
+    """Run all cases on two ranks; return what each rank found of each."""
+    return dict(zip(CASES, zip(*on_ranks(2, all_differences, CASES), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_ranks_train_as_one_process_does(of_two_ranks, case: Case) -> None:
+    assert of_two_ranks[case] == (None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_sharding_of_a_method_trains_as_one_process_does(method, world_size) -> None:
+    cases = [
+        Case(method=method, sharding=sharding, optimizer=optimizer, num_steps=50)
+        for sharding in ("data_parallel", "row_wise", "table_wise", "column_wise", "mixed")
+        for optimizer in ("sgd", "adagrad", "rowwise_adagrad", "adam")
+        if optimizer != "rowwise_adagrad" or sharding not in ("column_wise", "mixed")
+    ]
+    for rank in on_ranks(world_size, all_differences, cases):
+        found = {str(case): its for case, its in zip(cases, rank, strict=True) if its}
+        assert not found
+
+
+def exchange_states() -> None:
+    """Load states of one sharding into another, and into one process, and back."""
+    case = Case(optimizer="adam", num_steps=3)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rows = shard(case)
+    train(rows, case, rank=rank, world_size=world_size)
+    whole = rows.gathered()
+    everywhere = [whole]
+    dist.broadcast_object_list(everywhere)
+    whole = everywhere[0]
+    one = build(dataclasses.replace(case), "cpu")
+    one.load_state_dict(whole)
+    other = shard(dataclasses.replace(case, sharding="mixed"))
+    other.load_state_dict(one.state_dict())
+    again = other.gathered()
+    if again is not None:
+        torch.testing.assert_close(again, whole, rtol=0, atol=0)
+    # What goes on from there is the same, too.
+    expected = train(one, case)
+    found = train(other, case, rank=rank, world_size=world_size)
+    share = slice(case.batch_size * rank // world_size, case.batch_size * (rank + 1) // world_size)
+    torch.testing.assert_close(found, expected[share], **ROUNDING)
+
+
+def look_at_parts() -> None:
+    """Check what a rank holds, and what it refuses."""
+    case = Case(optimizer="rowwise_adagrad")
+    rank = dist.get_rank()
+    tables = shard(case)
+    state = tables.state_dict()
+    assert set(state) == set(build(case, "cpu").state_dict())
+    weight = state["embedding_bags.a.weight"]
+    assert isinstance(weight, TensorChunks)
+    assert [(c.offsets, tuple(c.values.shape)) for c in weight.chunks] == [
+        ((25 * rank, 0), (25, 8))
+    ]
+    held = sum(
+        chunk.values.nbytes
+        for its in state.values()
+        if isinstance(its, TensorChunks)
+        for chunk in its.chunks
+    )
+    assert held == tables.rank_bytes()[rank]
+    assert tables.storage() == build(case, "meta").storage()
+    one = build(case, "cpu")
+    ids = torch.tensor([3, 49, 3]) if rank == 0 else torch.tensor([], dtype=torch.int64)
+    torch.testing.assert_close(tables.rows("f1@a", ids), one.rows("f1@a", ids), rtol=0, atol=0)
+    with tables.hold_rows():
+        assert not tables(batch(case, 0, 0, 2)).values().requires_grad
+    tables.eval()
+    with torch.no_grad():
+        tables(batch(case, 0, 0, 2))
+    with pytest.raises(RuntimeError, match="tables are in eval mode"):
+        tables(batch(case, 0, 0, 2)).values().sum().backward()
+    for refused, message in ((tables.freeze, "no serving form"), (tables.table, "is sharded")):
+        with pytest.raises((ValueError, NotImplementedError), match=message):
+            refused(*(["a"] if refused == tables.table else []))
+
+
+def test_states_move_between_shardings_and_one_process() -> None:
+    on_ranks(2, exchange_states)
+
+
+def test_a_rank_holds_its_shards_and_no_more() -> None:
+    on_ranks(2, look_at_parts)
+
+
+def refuse_wrong_size() -> None:
+    meta = build(Case(), "meta")
+    plan = plan_sharding(
+        meta.plan.tables, read_shardings("row_wise", meta.plan.tables), world_size=3
+    )
+    with pytest.raises(ValueError, match="is for 3 ranks, but there are 1"):
+        ShardedTables(meta, plan)
+
+
+def refuse_columns_of_rowwise_state() -> None:
+    meta = build(Case(optimizer="rowwise_adagrad"), "meta")
+    tables = meta.plan.tables
+    plan = plan_sharding(
+        tables,
+        read_shardings({"default": {"kind": "column_wise", "ranks": [0, 0]}}, tables),
+        world_size=1,
+    )
+    with pytest.raises(ValueError, match=r"needs the mean over a whole row's gradient.*row_wise"):
+        ShardedTables(meta, plan)
+
+
+@pytest.mark.parametrize("refuse", [refuse_wrong_size, refuse_columns_of_rowwise_state])
+def test_what_cannot_be_is_refused_before_anything_is_allocated(refuse) -> None:
+    on_ranks(1, refuse)
+
+
+def test_tables_that_exist_are_not_sharded() -> None:
+    assert "meta device" in str(why_not_sharded(build(Case(), "cpu")))
+
+
+def test_tables_without_an_optimizer_are_not_sharded() -> None:
+    made = build(Case(), "meta")
+    plain = PlannedTables(made.specs, made.plan, device="meta")
+    assert "optimizer=TableOptimizer" in str(why_not_sharded(plain))
+
+
+def test_tables_of_another_class_are_not_sharded() -> None:
+    class Special(PlannedTables):
+        """Tables that do more."""
+
+    made = build(Case(), "meta")
+    special = Special(made.specs, made.plan, optimizer=TableOptimizer(), device="meta")
+    assert str(why_not_sharded(special)).startswith("Special do more than look rows up")
