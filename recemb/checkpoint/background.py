@@ -108,7 +108,7 @@ def _copied(leaf: Leaf, before: Leaf | None) -> Leaf:
 def _copied_tensor(tensor: Tensor, memory: Tensor | None) -> Tensor:
     if type(tensor) not in (Tensor, nn.Parameter):
         # Shards under one name (DTensor, ShardedTensor), which know how to copy themselves.
-        return torch.clone(tensor.detach())
+        return tensor.detach().clone(memory_format=torch.preserve_format)
     fits = memory is not None and memory.shape == tensor.shape and memory.dtype == tensor.dtype
     if memory is None or not fits:
         memory = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
