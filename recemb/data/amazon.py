@@ -67,10 +67,10 @@ class Amazon(BehaviourSet):
             ) as bar:
                 for block in _blocks(reviews):
                     found = _parsed(reviews, block, self.on_bad_line, skipped)
-                    items = _keys(found.column("item"))
+                    items = keyed(found.column("item").combine_chunks()).of_rows()
                     parts.append(
                         {
-                            "user": _keys(found.column("user")),
+                            "user": keyed(found.column("user").combine_chunks()).of_rows(),
                             "time": found.column("time").to_numpy(),
                             "item": items,
                             "category": categories.of_items(items),
@@ -143,7 +143,9 @@ class Categories:
                     entry = _entry(path, number, line.decode())
                     items.append(entry.get("parent_asin") or entry.get("asin"))
                     categories.append(_leaf(entry))
-        return cls(*(_keys(pa.array(values, pa.string())) for values in (items, categories)))
+        return cls(
+            *(keyed(pa.array(values, pa.string())).of_rows() for values in (items, categories))
+        )
 
     def of_items(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the keys (n,) of the categories of products (n,), a missing value's if unknown."""
@@ -263,13 +265,6 @@ def _leaf(entry: dict[str, Any]) -> str | None:
     if path and isinstance(path[0], list):
         path = path[0]
     return str(path[-1]) if path else entry.get("main_category")
-
-
-def _keys(values: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return the keys (n,) of strings."""
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    found = keyed(array)
-    return found.keys[found.places]
 
 
 def _opened(path: Path, raw: BinaryIO | None = None) -> BinaryIO:

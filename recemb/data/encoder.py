@@ -38,6 +38,10 @@ class KeyedColumn:
     keys: NDArray[np.int64]
     places: NDArray[np.int64]
 
+    def of_rows(self) -> NDArray[np.int64]:
+        """Return the key (n,) of each row."""
+        return self.keys[self.places]
+
 
 def keyed(values: pa.Array) -> KeyedColumn:
     """Return strings (plain or in a dictionary) or integers as keys."""
@@ -189,8 +193,7 @@ class RowEncoder:
             ids[:, j] = self._ids(c, _flat(c, table))
         groups = None
         if columns.group is not None:
-            group = keyed(table.column(columns.group).combine_chunks())
-            groups = group.keys[group.places]
+            groups = keyed(table.column(columns.group).combine_chunks()).of_rows()
         return EncodedRows(
             labels=self._labels(table),
             dense=dense,

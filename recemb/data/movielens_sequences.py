@@ -95,8 +95,7 @@ class _Form:
         genres = self.films.values("genres", pa.array(items))
         if pa.types.is_list(genres.type):
             genres = pc.binary_join(genres, pa.scalar("|", genres.type.value_type))
-        found = keyed(genres)
-        return UserLog.sorted_from(users, times, items, found.keys[found.places])
+        return UserLog.sorted_from(users, times, items, keyed(genres).of_rows())
 
 
 def _rated(raw: Path) -> _Form:

@@ -230,8 +230,7 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
     array = column.combine_chunks()
     if pa.types.is_integer(array.type):
         return array.to_numpy(zero_copy_only=False).astype(np.int64)
-    found = keyed(array)
-    return found.keys[found.places]
+    return keyed(array).of_rows()
 
 
 def _is(chunk: Chunk, column: str, value: str) -> NDArray[np.bool_]:

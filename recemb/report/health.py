@@ -93,7 +93,7 @@ def vector_health(
     if len(ids) > max_ids:
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randperm(len(counts), generator=generator)[:max_ids].sort().values
-    with torch.inference_mode():
+    with torch.no_grad():
         vectors = tables.rows(key, ids).float()
     norms = vectors.double().norm(dim=1)
     values = torch.linalg.svdvals(vectors.double())

@@ -202,7 +202,7 @@ def attention_of(model: SequenceModel, batch: Batch, tables: Tables) -> Tensor:
 
     Of several weights for a behaviour it is their mean.
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         full = model.weights(model.inputs(batch, tables)).full.float()
     return full.mean(1) if full.dim() == 3 else full
 
@@ -256,7 +256,7 @@ def feature_report(
 
 def features_of(model: SequenceModel, batch: Batch, tables: Tables) -> Tensor:
     """Return what the head of a model in eval mode reads, (B, W)."""
-    with torch.inference_mode():
+    with torch.no_grad():
         inputs = model.inputs(batch, tables)
         history, target = model.representations(inputs)
         (sums,) = weighted_sums([model.weights(inputs).retrieved], history)
