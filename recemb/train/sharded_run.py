@@ -32,7 +32,7 @@ def run_sharded(
     """
     if sharding is None:
         raise ValueError(
-            f"{dist.get_world_size()} processes were started, but sharding=none; choose "
+            "several processes were started, but sharding=none; choose "
             "sharding=auto, row_wise, table_wise, column_wise, data_parallel or a plan's file, or "
             "start one process"
         )

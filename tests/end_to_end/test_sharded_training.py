@@ -1,0 +1,146 @@
+"""`recemb train` by several processes, as torchrun starts them, ends as in one."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recemb.checkpoint.store import CheckpointStore
+from recemb.cli.train import run
+from tests.processes import PROCESSES
+
+# Plain SGD, for Adagrad and Adam divide what rounding leaves of a sum that cancels by itself.
+RUN = (
+    "optimizer=sgd",
+    "optimizer.dense._target_=torch.optim.SGD",
+    "optimizer.dense.lr=0.01",
+    "trainer.batch_size=301",
+    "trainer.max_epochs=2",
+    "trainer.eval_every_steps=4",
+    "trainer.checkpoint_every_steps=3",
+    "trainer.keep_checkpoints=100",
+    "trainer.patience=100",
+    "trainer.log_every_steps=2",
+    "trainer.max_gradient_norm=1",
+    "trainer.num_threads=1",
+    "logger=none",
+    "progress=false",
+)
+FLAT = (
+    "data=synthetic",
+    # The last batch has one example: the first of two ranks has none of it.
+    "data.num_train=2108",
+    "data.scale=0.0001",
+    "data.num_val=501",
+    "data.num_test=303",
+    "model=deepfm",
+    "model.hidden_units=[32,16]",
+)
+HISTORIES = (
+    "data=synthetic_sequences",
+    "data.num_users=60",
+    "data.length=60",
+    "data.max_history=20",
+    "model=dare",
+    "model.hidden_units=[16]",
+    "model.attention_dim=4",
+    "embedding_dim=8",
+    "trainer.max_epochs=1",
+    "trainer.batch_size=1001",
+)
+# Sums of float32 gradients in another order, over two epochs.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def train_as(rank: int, world_size: int, port: int, arguments: list[str]) -> None:
+    """Train as torchrun would have this process do."""
+    if world_size > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    run(arguments)
+
+
+def train(folder: Path, cache: Path, *words: str, world_size: int = 1) -> dict[str, Any]:
+    """Train with several processes; return the summary."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [*RUN, *words, f"paths.run={folder}", f"paths.cache={cache}"]
+    ranks = [
+        PROCESSES.Process(target=train_as, args=(rank, world_size, port, arguments))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=300)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0] * world_size
+    summary = json.loads((folder / "summary.json").read_text())
+    assert isinstance(summary, dict)
+    return summary
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """Check that two runs ended with the same weights, state, position and metrics."""
+    folders = [path / "checkpoints/train" for path in (found, expected)]
+    states = [CheckpointStore(folder).load_newest("step") for folder in folders]
+    assert states[0] is not None
+    assert states[1] is not None
+    assert states[0][0] == states[1][0]
+    (_, its), (_, other) = states
+    for part in ("tables", "model"):
+        torch.testing.assert_close(dict(its[part]), dict(other[part]), **ROUNDING)
+    for counted in ("epoch", "batch", "step", "examples", "best_step"):
+        assert its["progress"][counted] == other["progress"][counted]
+    rows = [[json.loads(line) for line in (p / "metrics.jsonl").open()] for p in (found, expected)]
+    assert len(rows[0]) == len(rows[1])
+    for row, its_row in zip(*rows, strict=True):
+        # Two examples may change places: 501 of them have some 50,000 pairs of labels.
+        assert row == pytest.approx(its_row, abs=1e-3)
+
+
+def go_back(folder: Path, step: int) -> None:
+    """Make a finished run one that was killed after `step`."""
+    (folder / "summary.json").unlink()
+    for path in (folder / "checkpoints/train").iterdir():
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
+
+
+def test_two_processes_train_as_one_and_either_goes_on_where_the_other_stopped(
+    tmp_path: Path,
+) -> None:
+    cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
+    train(one, cache, *FLAT)
+    summary = train(two, cache, *FLAT, "sharding=row_wise", world_size=2)
+    assert_same(two, one)
+    assert len(summary["rank_peak_memory_bytes"]) == 2
+    go_back(two, 9)
+    train(two, cache, *FLAT)
+    assert_same(two, one)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("default: data_parallel\ntables: {C3: row_wise, C4: {kind: column_wise}}\n")
+    go_back(two, 6)
+    train(two, cache, *FLAT, f"sharding={plan}", world_size=2)
+    assert_same(two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("sharding", ["auto", "table_wise", "row_wise"])
+def test_sequences_and_batch_norm_train_as_in_one_process(tmp_path, sharding, world_size) -> None:
+    cache, one, many = tmp_path / "cache", tmp_path / "one", tmp_path / "many"
+    train(one, cache, *HISTORIES)
+    train(many, cache, *HISTORIES, f"sharding={sharding}", world_size=world_size)
+    assert_same(many, one)
