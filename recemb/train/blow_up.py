@@ -68,14 +68,18 @@ def feature_gradients(tables: Tables, loss_of: Callable[[Tables], Tensor]) -> li
     leaves = _VectorLeaves(tables)
     with torch.enable_grad():
         loss = loss_of(leaves)
-        vectors = list(leaves.found.values())
-        if not vectors or not loss.requires_grad:
+        if not leaves.found or not loss.requires_grad:
             return []
+        vectors = [vector for _, vector in leaves.found]
         grads = torch.autograd.grad(loss, vectors, allow_unused=True, materialize_grads=True)
+    squares: dict[str, list[float]] = {}
+    for (key, vector), grad in zip(leaves.found, grads, strict=True):
+        sums = squares.setdefault(key, [0.0, 0.0])
+        sums[0] += _square(grad)
+        sums[1] += _square(vector)
     found = []
-    for key, vector, grad in zip(leaves.found, vectors, grads, strict=True):
-        # Squares in double precision: those of large numbers overflow in single.
-        sums = Ranks.current().sums(_square(grad), _square(vector))
+    for key, mine in squares.items():
+        sums = Ranks.current().sums(*mine)
         gradient, size = (math.sqrt(s) if math.isfinite(s) else math.inf for s in sums)
         found.append(FeatureGradient(key=key, gradient_norm=gradient, vector_norm=size))
     return found
@@ -85,7 +89,7 @@ class _VectorLeaves(Tables):
     """Tables whose vectors are leaves of the graph: gradients end at them.
 
     Attributes:
-        found: the leaves by key, as they are looked up.
+        found: keys and leaves, in the order in which they were looked up.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -93,23 +97,24 @@ class _VectorLeaves(Tables):
         self._tables = tables
         self.embedding_dims = tables.embedding_dims
         self.sequence_dims = tables.sequence_dims
-        self.found: dict[str, Tensor] = {}
+        self.found: list[tuple[str, Tensor]] = []
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         with torch.no_grad():
             looked_up = self._tables(features).to_dict()
-        self.found |= {key: v.detach().clone().requires_grad_() for key, v in looked_up.items()}
+        leaves = {key: v.detach().clone().requires_grad_() for key, v in looked_up.items()}
+        self.found += leaves.items()
         return KeyedTensor(
             keys=list(self.keys),
             length_per_key=list(self.embedding_dims.values()),
-            values=torch.cat([self.found[key] for key in self.keys], dim=1),
+            values=torch.cat([leaves[key] for key in self.keys], dim=1),
         )
 
     def sequences(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         with torch.no_grad():
             looked_up = self._tables.sequences(features)
         leaves = {k: j.values().detach().clone().requires_grad_() for k, j in looked_up.items()}
-        self.found |= leaves
+        self.found += leaves.items()
         return {
             key: JaggedTensor(
                 values=leaves[key], lengths=its.lengths(), weights=its.weights_or_none()
@@ -134,6 +139,7 @@ class _VectorLeaves(Tables):
 
 
 def _square(values: Tensor) -> float:
+    # In double precision: squares of large numbers overflow in single.
     return float(values.detach().double().square().sum())
 
 
