@@ -133,7 +133,7 @@ def resumes(staged, monkeypatch):
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr("recemb.train.fit.score", counted(recemb.train.fit.score))
+            patch.setattr("recemb.train.fit.score_split", counted(recemb.train.fit.score_split))
             patch.setattr(context, "fit", counted(context.fit))
             patch.setattr(Fit, "update", counted(Fit.update))
             patch.setattr(Fit, "loss", counted(Fit.loss))
