@@ -14,7 +14,7 @@ class TrainerSettings:
     """Everything about a fit that is not the data, the tables, the model or an optimizer.
 
     Attributes:
-        batch_size: examples of one forward and backward pass, per process.
+        batch_size: examples of one forward and backward pass, over all processes.
         eval_batch_size: the same in evaluation.
         accumulate_batches: passes whose gradients are summed into one update.
         max_epochs: passes over the training split.
