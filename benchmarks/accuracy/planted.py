@@ -159,8 +159,8 @@ def lines_of(rows: dict[Cell, Row]) -> list[str]:
         "some 15 behaviours ago, and drifts to one of two related ones in 3 of 10 copies. "
         "Settings of `experiment=ml100k_dare`: width 8 for item, category and position, the 10 "
         "best, dense Adam, the best of 3 epochs. NDCG ranks a history by what the model attends "
-        "to, gains are the planted chances, over the test's positives. It is high for any model "
-        "that learns recency, which is the last line.",
+        "to, gains are the planted chances, over the test's positives. The last line ranks by "
+        "recency, which knows nothing of categories.",
         "",
         *table(
             (
