@@ -24,7 +24,8 @@ def tables() -> Tables:
 def test_norms_are_those_of_gradients_and_vectors(tables: Tables) -> None:
     def loss(its: Tables) -> Tensor:
         seen = its.sequences(IDS)["seen"].values()
-        return its(IDS)["user"].sum() + 3 * its(IDS)["item"].sum() + 9 * seen.sum()
+        pooled = its(IDS)
+        return pooled["user"].sum() + 3 * pooled["item"].sum() + 9 * seen.sum()
 
     found = {its.key: its for its in feature_gradients(tables, loss)}
     # Two examples each, of 4, 2 and 2 values.
