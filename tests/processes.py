@@ -16,7 +16,7 @@ import torch.distributed as dist
 # A server that has imported everything once; each process is a fork of it.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["recemb.train.sharded_run", "recemb.checkpoint.sharded_store", "torch.distributed.tensor"]
+    ["recemb.cli.train", "recemb.train.sharded_run", "torch.distributed.tensor"]
 )
 _SECONDS = 300
 

@@ -5,6 +5,7 @@ torch.nn.SyncBatchNorm does the same on GPUs only.
 Shapes: `B` examples of this rank, `D` features.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from torch.distributed.nn.functional import all_reduce
 from recemb.train.ranks import Ranks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+# torch gives it no types.
+_sum_over_ranks: Callable[[Tensor], Tensor] = all_reduce
 
 
 class RankBatchNorm(nn.BatchNorm1d):
@@ -27,13 +31,13 @@ class RankBatchNorm(nn.BatchNorm1d):
         if not self.training:
             return super().forward(values)
         ones = values.new_ones(values.shape[0], 1)
-        sums = all_reduce(torch.cat([values, ones], dim=1).sum(dim=0))
+        sums = _sum_over_ranks(torch.cat([values, ones], dim=1).sum(dim=0))
         count = sums[-1]
         mean = sums[:-1] / count
-        variance = all_reduce((values - mean).square().sum(dim=0)) / count
+        variance = _sum_over_ranks((values - mean).square().sum(dim=0)) / count
         self._follow(mean.detach(), variance.detach(), int(count))
         normal = (values - mean) * torch.rsqrt(variance + self.eps)
-        return normal if self.weight is None else normal * self.weight + self.bias
+        return normal * self.weight + self.bias if self.affine else normal
 
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Move the running statistics as torch does: with the unbiased variance."""

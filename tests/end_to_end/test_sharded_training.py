@@ -83,7 +83,7 @@ def train(folder: Path, cache: Path, *words: str, world_size: int = 1) -> dict[s
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=300)
+        process.join(timeout=900)
         process.kill()
     assert [process.exitcode for process in ranks] == [0] * world_size
     summary = json.loads((folder / "summary.json").read_text())
