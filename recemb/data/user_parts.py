@@ -229,7 +229,8 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Return integers as they are, strings as keys."""
     array = column.combine_chunks()
     if pa.types.is_integer(array.type):
-        return array.to_numpy(zero_copy_only=False).astype(np.int64)
+        numbers: NDArray[np.int64] = array.to_numpy(zero_copy_only=False).astype(np.int64)
+        return numbers
     return keyed(array).of_rows()
 
 
