@@ -3,8 +3,8 @@
     e(i) = v_i U[h(i)],   v in R^n,  U in R^{m x D}
 
 Source: Pansare et al., "Learning Compressed Embeddings for On-Device Inference", MLSys 2022,
-section 3, the variant without a bias. Departure: the hash mixes. Ids that share a row differ in its
-length.
+section 3, the variant without a bias. Departures: the hash mixes, and small tables stay. Ids that
+share a row differ in its length.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,17 @@ class MEmCom(PlannedMethod):
     Tables of width 1, and those where scalars and rows take no less than the table, stay.
 
     Args:
+        exact_below: tables of at most so many ids stay: a few rows and a scalar for each id would
+            leave a small field one direction.
         init_std: of the initial vectors; None for the uniform distribution of DLRM. Scalars begin
             at 1.
         hash_seed: of the hash functions.
     """
 
-    def __init__(self, *, init_std: float | None = None, hash_seed: int = 0) -> None:
+    def __init__(
+        self, *, exact_below: int = 100, init_std: float | None = None, hash_seed: int = 0
+    ) -> None:
+        self.exact_below = exact_below
         self.init_std = init_std
         self.hash_seed = hash_seed
 
@@ -49,7 +54,10 @@ class MEmCom(PlannedMethod):
         for spec in specs:
             rows = max(1, spec.num_embeddings * size // _STEPS)
             taken = rows * spec.embedding_dim + spec.num_embeddings
-            scaled[spec.name] = taken < spec.num_embeddings * spec.embedding_dim
+            scaled[spec.name] = (
+                spec.num_embeddings > self.exact_below
+                and taken < spec.num_embeddings * spec.embedding_dim
+            )
             rows = rows if scaled[spec.name] else spec.num_embeddings
             tables.append(PhysicalTable(name=spec.name, num_rows=rows, width=spec.embedding_dim))
             std = self.init_std
