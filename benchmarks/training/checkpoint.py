@@ -8,9 +8,9 @@ round. Writing ends when the bytes are on the disk (fsync); before a load the fi
 dropped from the page cache, where the system allows it. The disk's own speed is that of a plain
 write, and read, of as many bytes.
 
-"train" is a loop of lookups and updates that takes about twice as long as a write, with a checkpoint
-at its beginning: written before it goes on, or in the background, or none. What the last has over
-the first is what a checkpoint costs.
+"train" is a loop of lookups and updates that takes about twice as long as a write, with a
+checkpoint at its beginning: written before it goes on, or in the background, or none. What the last
+has over the first is what a checkpoint costs.
 """
 
 import argparse

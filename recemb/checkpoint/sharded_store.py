@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.tensor import DTensor
 
 from recemb.checkpoint.atomic import WholeFolder
@@ -64,7 +65,7 @@ class ShardedCheckpointStore(Checkpoints):
         plain, tensors = split(state)
         target = WholeFolder(self.folder / str(name))
         try:
-            dcp.save(
+            save_distributed(
                 dict(tensors),
                 storage_writer=ShardWriter(target, plain),
                 planner=ChunkSavePlanner(),
@@ -163,7 +164,7 @@ class ShardedCheckpointStore(Checkpoints):
         reader = ChunkReader(folder, manifest)
         if self._from_any(bool(wanted)):
             try:
-                dcp.load(
+                load_distributed(
                     dict(wanted),
                     storage_reader=ShardReader(reader),
                     planner=ChunkLoadPlanner(),

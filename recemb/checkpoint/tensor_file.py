@@ -144,7 +144,7 @@ def read_tensors(
     for place in _places(_header(bytes(text), owner), rest, owner):
         tensor = torch.empty(place.shape, dtype=place.dtype)
         if tensor.numel():
-            read(memoryview(tensor.view(-1).view(torch.uint8).numpy()).cast("B"))
+            read(tensor.view(-1).view(torch.uint8).numpy().data)
         found[place.name] = tensor
     return found
 

@@ -141,7 +141,8 @@ class MaskedRows(RowTransform):
         """Return the norms of the vectors (N, D)."""
         if self.settings.norm == 1:
             return vectors.abs().sum(1)  # several times as fast as norm(p=1)
-        return torch.linalg.vector_norm(vectors, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+        return norms
 
     def penalty(self) -> Tensor:
         """Return alpha * sum(exp(-t))."""

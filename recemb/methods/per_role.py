@@ -116,7 +116,7 @@ class PerRole(Method):
         """
         self.feasible_plan(specs, stats, budget)
         plans = self._plans(specs, stats, budget)
-        parts = {
+        parts: dict[str, Tables] = {
             part: self._method(part).build(
                 its,
                 stats,

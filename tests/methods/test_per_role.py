@@ -6,7 +6,6 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from recemb.methods.full import Full
 from recemb.methods.low_precision import LowPrecision
 from recemb.methods.optembed import OptEmbed
 from recemb.methods.per_role import PerRole
