@@ -57,7 +57,7 @@ NOTES: dict[str, dict[str, str]] = {
         "dhe": "all vectors come from a few small networks, and three epochs do not train them: "
         "validation AUC still rose from the second to the third.",
         "hash_embeddings": "importances take a part of the bytes, and with rows for half of the "
-        "ids, sums of two shared rows tell no more of them apart; validation AUC differs by 0.0002.",
+        "ids, sums of two shared rows tell no more ids apart; validation AUC differs by 0.0002.",
         "matryoshka": "it serves whole columns, here one of 16, so that it has two thirds of the "
         "bytes; hash is lower at half of the bytes.",
         "mem_com": "a sixteenth of the full bytes holds the scalars, which leaves fewer rows than "
