@@ -147,12 +147,14 @@ class RowEngine(nn.Module):
         updaters: one for each store.
         pooled: reads what pooled outputs need.
         sequences: reads what sequences need.
+        units: those of both.
     """
 
     stores: Sequence[GroupStore]
     updaters: Sequence[Updater]
     pooled: RowPass
     sequences: RowPass
+    units: nn.ModuleList
 
     def store_of(self, table: str) -> GroupStore:
         """Return the store that holds the physical table `table`."""

@@ -9,7 +9,7 @@ row, `T` tables.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -194,7 +194,9 @@ class TorchrecExchange(Exchange):
         found: Tensor = self._vectors_back(vectors, context).wait()
         found = found.view(sum(sizes), vectors.shape[1])
         if found.requires_grad:
-            found.register_hook(self._undivided)
+            # torch gives this method no types.
+            register: Callable[[Callable[[Tensor], Tensor]], object] = found.register_hook
+            register(self._undivided)
         return list(torch.split(found, sizes))
 
     def _undivided(self, grad: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def score_split(
         )
         places = np.concatenate([np.arange(*share.bounds(s)) for s in range(share.num_steps)])
         logits[places], labels[places] = its.logits, its.labels
-        if groups is not None:
+        if groups is not None and its.groups is not None:
             groups[places] = its.groups
     return Scored(logits=logits, labels=labels, groups=groups)
 
