@@ -107,7 +107,8 @@ class Ranks:
             states: what `random_states` returned; taken up if it was for as many ranks.
         """
         if states is not None and states.shape[0] == self.world_size:
-            torch.set_rng_state(states[self.rank])
+            # A copy: torch reads a state as if it lay where memory for a tensor begins.
+            torch.set_rng_state(states[self.rank].clone())
         elif self.rank:
             torch.manual_seed(seed + (self.rank << 32))
 

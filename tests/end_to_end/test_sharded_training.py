@@ -103,7 +103,10 @@ def assert_same(found: Path, expected: Path) -> None:
         torch.testing.assert_close(dict(its[part]), dict(other[part]), **ROUNDING)
     for counted in ("epoch", "batch", "step", "examples", "best_step"):
         assert its["progress"][counted] == other["progress"][counted]
-    rows = [[json.loads(line) for line in (p / "metrics.jsonl").open()] for p in (found, expected)]
+    rows = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (found, expected)
+    ]
     assert len(rows[0]) == len(rows[1])
     for row, its_row in zip(*rows, strict=True):
         # Two examples may change places: 501 of them have some 50,000 pairs of labels.
