@@ -92,7 +92,7 @@ def compile_case(case: AotCase, target: str, *, kernel: str = "") -> AotReport:
     """
     try:
         compiled = _compile(case, target)
-    except Exception as error:
+    except Exception as error:  # the compiler's, whatever it is: the report says so
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         counts = dict.fromkeys(
             ("registers", "spill_bytes", "shared_bytes", "wide_loads", "wide_stores"), -1

@@ -223,6 +223,6 @@ def _update_rows(tables: PrunedTables, updates: Updates, batches: Sequence[Batch
     for position, batch in enumerate(batches):
         tables.defer_updates(position < len(batches) - 1)
         loss = updates.loss(batch) * (len(batch) / num_examples)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         total += float(loss.detach())
     return total

@@ -35,8 +35,9 @@ from recemb.tables.row_source import merge_bytes
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
+from recemb.tables.wrapped import hand_on, name_as_own
 
-_PLANNED, _ROUND = "planned.", "clusterings"
+_ROUND = "clusterings"
 _MOST_CHUNKS = 1 << 10
 
 
@@ -99,7 +100,7 @@ class CCETables(Tables):
         }
         codes = {name: self._first_codes(name) for name in forms}
         self.planned = self._planned(codes, initial_rules(specs, forms, init_std))
-        self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
+        name_as_own(self)
 
     @property
     def num_clusterings(self) -> int:
@@ -308,8 +309,7 @@ class CCETables(Tables):
             # Other hashes; torch loads codes and rows next.
             codes = {name: self._first_codes(name) for name in self.forms}
             self._replace(int(number), codes, {})
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            state_dict[prefix + _PLANNED + key.removeprefix(prefix)] = state_dict.pop(key)
+        hand_on(state_dict, prefix, [key for key in state_dict if key.startswith(prefix)])
 
 
 def serving_parts(specs: Sequence[TableSpec], forms: Mapping[str, SumForm]) -> dict[str, int]:
@@ -321,11 +321,3 @@ def serving_parts(specs: Sequence[TableSpec], forms: Mapping[str, SumForm]) -> d
 
 def _added(terms: Sequence[Tensor]) -> Tensor:
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
-
-
-def _drop_prefix(
-    tables: torch.nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    """Name the rows as if they were these tables' own."""
-    for key in [k for k in state_dict if k.startswith(prefix + _PLANNED)]:
-        state_dict[prefix + key.removeprefix(prefix + _PLANNED)] = state_dict.pop(key)

@@ -112,10 +112,8 @@ def fake_quantise(
     factors: Tensor,
 ) -> Tensor:
     """Return rounded values; the arguments are those of `FakeQuantise.forward`."""
-    rounded: Tensor = FakeQuantise.apply(  # type: ignore[no-untyped-call]
-        values, steps, offsets, places, integers, factors
-    )
-    return rounded
+    apply: Callable[..., Tensor] = FakeQuantise.apply  # torch gives it no types
+    return apply(values, steps, offsets, places, integers, factors)
 
 
 class Take(torch.autograd.Function):
@@ -137,8 +135,8 @@ class Take(torch.autograd.Function):
 
 def take(table: Tensor, places: Tensor) -> Tensor:
     """Return the rows (N, C) of `table` (S, C) at `places` (N,); S and C are small."""
-    taken: Tensor = Take.apply(table, places)  # type: ignore[no-untyped-call]
-    return taken
+    apply: Callable[..., Tensor] = Take.apply  # torch gives it no types
+    return apply(table, places)
 
 
 def _of_rows(shared: Tensor, places: Tensor) -> Tensor:
@@ -174,8 +172,8 @@ class PassThrough(torch.autograd.Function):
 
 def pass_through(values: Tensor, others: Tensor) -> Tensor:
     """Return `others`; their gradient is that of `values`, of the same shape."""
-    replaced: Tensor = PassThrough.apply(values, others)  # type: ignore[no-untyped-call]
-    return replaced
+    apply: Callable[..., Tensor] = PassThrough.apply  # torch gives it no types
+    return apply(values, others)
 
 
 class FakeQuantised(RowTransform):

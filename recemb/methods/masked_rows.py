@@ -11,6 +11,7 @@ Source: Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-throug
 CIKM 2022, section 3; the estimator is that of Liu et al., "Dynamic Sparse Training", ICLR 2020.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,8 +120,8 @@ class MaskedRows(RowTransform):
         if self.thresholds is not None:
             at = tables if self.settings.scope == "field" else rows.clamp(min=0).long()
             margin = self._norms(vectors) - self.thresholds[at]
-            step: Tensor = SurrogateStep.apply(margin)  # type: ignore[no-untyped-call]
-            vectors = vectors * step.unsqueeze(1)
+            apply: Callable[..., Tensor] = SurrogateStep.apply  # torch gives it no types
+            vectors = vectors * apply(margin).unsqueeze(1)
         width = self.group.width
         if self.training and self.draws_widths:
             drawn = torch.randint(1, width + 1, (vectors.shape[0], 1), device=vectors.device)

@@ -28,8 +28,8 @@ from recemb.tables.planned import PlannedTables
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
+from recemb.tables.wrapped import hand_on, name_as_own
 
-_PLANNED = "planned."
 _STEP = "matryoshka.step"
 
 
@@ -70,7 +70,7 @@ class MatryoshkaTables(Tables):
         most = max(spec.embedding_dim for spec in self.specs)
         self.widths = tuple(sorted({width, *(-(-most // (1 << level)) for level in range(levels))}))
         self._step = 0
-        self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
+        name_as_own(self)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Return one pooled vector per key and example, contiguous (B, sum of D).
@@ -195,9 +195,7 @@ class MatryoshkaTables(Tables):
             missing_keys.append(prefix + _STEP)
         else:
             self._step = int(step)
-        # Everything else is for the full tables, which torch loads next.
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            state_dict[prefix + _PLANNED + key.removeprefix(prefix)] = state_dict.pop(key)
+        hand_on(state_dict, prefix, [key for key in state_dict if key.startswith(prefix)])
 
 
 class Matryoshka(Method):
@@ -307,11 +305,3 @@ def _prefix(vectors: Tensor, width: int) -> Tensor:
     """Return vectors (N, D) with zeros for all but the first `width` values."""
     is_cut = torch.arange(vectors.shape[1], device=vectors.device) >= width
     return vectors.masked_fill(is_cut, 0)
-
-
-def _drop_prefix(
-    tables: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    """Name the tensors of the full tables as if they were not wrapped."""
-    for key in [k for k in state_dict if k.startswith(prefix + _PLANNED)]:
-        state_dict[prefix + key.removeprefix(prefix + _PLANNED)] = state_dict.pop(key)

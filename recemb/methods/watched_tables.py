@@ -6,7 +6,7 @@ Shapes: `B` examples, `N` ids, `D` a table's width.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ class WatchedTables(PlannedTables, abc.ABC):
             ids = features[feature].values().long()
             self.observe({field: _inside(ids, norms_of([grad]), spec)}, features.stride())
 
-        vectors.register_hook(see)  # type: ignore[no-untyped-call]
+        register: Callable[..., object] = vectors.register_hook  # torch gives it no types
+        register(see)
 
 
 def fields_of(specs: Sequence[TableSpec]) -> list[Field]:

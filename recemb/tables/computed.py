@@ -22,8 +22,7 @@ from recemb.tables.row_source import RowSource, merge_bytes
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
-
-_PLANNED = "planned."
+from recemb.tables.wrapped import hand_on, name_as_own
 
 
 class ComputedTables(Tables):
@@ -78,7 +77,7 @@ class ComputedTables(Tables):
             for is_pooled in (True, False):
                 limits = id_limits(_passed(outputs, is_pooled=is_pooled))
                 self.register_buffer(_limits_name(index, is_pooled), limits, persistent=False)
-        self.register_state_dict_post_hook(_drop_prefix)  # type: ignore[no-untyped-call]
+        name_as_own(self)
 
     @property
     def sources(self) -> dict[str, RowSource]:
@@ -323,17 +322,7 @@ class ComputedTables(Tables):
         if self.planned is None:
             unexpected_keys.extend(rest if strict else ())
             return
-        for key in rest:
-            # What no source owns is for the stored tables, which torch loads next.
-            state_dict[prefix + _PLANNED + key.removeprefix(prefix)] = state_dict.pop(key)
-
-
-def _drop_prefix(
-    tables: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
-) -> None:
-    """Name the stored tables' tensors as if there were no computed ones."""
-    for key in [k for k in state_dict if k.startswith(prefix + _PLANNED)]:
-        state_dict[prefix + key.removeprefix(prefix + _PLANNED)] = state_dict.pop(key)
+        hand_on(state_dict, prefix, rest)  # what no source owns
 
 
 def _passed(outputs: Sequence[Output], *, is_pooled: bool) -> tuple[Output, ...]:

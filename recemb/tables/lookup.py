@@ -3,7 +3,7 @@
 Shapes: `B` examples, `S` lookups, `N` ids of all lookups, `R` rows of a buffer, `D` its width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -170,7 +170,5 @@ def fused_lookup(
         scales: those of each of `lookups`, for which the backward pass returns gradients.
     """
     anchor = torch.zeros((), requires_grad=True)
-    found: tuple[Tensor, ...] = FusedLookup.apply(  # type: ignore[no-untyped-call]
-        anchor, lookup, lookups, *scales
-    )
-    return found
+    apply: Callable[..., tuple[Tensor, ...]] = FusedLookup.apply  # torch gives it no types
+    return apply(anchor, lookup, lookups, *scales)

@@ -186,7 +186,7 @@ class Fit:
             loss = self._batch_loss(batch) / num_examples
             if is_last:
                 loss = loss + tables.penalty() / self._ranks.world_size
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             total += float(loss.detach())
         if self.optimizer is not None:
             self._ranks.sum_gradients(self._clipped)

@@ -1,7 +1,7 @@
 """Models over histories: trained, exported, and asked for rows that bring their histories along."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from recemb.cli.train import train
 from recemb.data.prepared import Prepared
 from recemb.models.ranking_model import RankingModel
 from recemb.train.evaluation import score
-from recemb.train.experiment import Trained, run_experiment
+from recemb.train.experiment import Trained
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SEQUENCE_MODELS = [
@@ -60,18 +60,6 @@ def exporting() -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_module("recemb.conf", version_base="1.3"):
         return compose("export")
-
-
-def trained(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    seen: list[Trained] = []
-
-    def run(*args: Any, **kwargs: Any) -> Trained:
-        seen.append(run_experiment(*args, **kwargs))
-        return seen[0]
-
-    monkeypatch.setattr("recemb.cli.train.run_experiment", run)
-    train(config)
-    return seen[0]
 
 
 def served(config: DictConfig, exporting: DictConfig, out: Path, **more: str) -> ScoringModel:
@@ -128,7 +116,7 @@ def test_rows_with_histories_get_the_trained_model_s_probabilities(
     training: DictConfig,
     exporting: DictConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: Callable[[DictConfig], Trained],
 ) -> None:
     config = training.copy()
     config.model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
@@ -136,7 +124,7 @@ def test_rows_with_histories_get_the_trained_model_s_probabilities(
     if "top_k" in config.model:
         config.model.top_k = 5
     config.paths.run = str(tmp_path / "run")
-    ended = trained(config, monkeypatch)
+    ended = trained(config)
     model = served(config, exporting, tmp_path / "model.recemb")
     prepared = prepared_in(cache)
     rows = write_text(tmp_path / "rows.csv", list(raw_rows(prepared)))
@@ -149,7 +137,7 @@ def test_a_method_for_each_role_is_trained_and_served(
     training: DictConfig,
     exporting: DictConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: Callable[[DictConfig], Trained],
 ) -> None:
     config = training.copy()
     config.model = OmegaConf.load(CONF / "model" / "dare.yaml")
@@ -157,7 +145,7 @@ def test_a_method_for_each_role_is_trained_and_served(
     config.embedding.attention = OmegaConf.load(CONF / "embedding" / "int8.yaml")
     config.embedding.representation = OmegaConf.load(CONF / "embedding" / "tt_rec.yaml")
     config.paths.run = str(tmp_path / "run")
-    ended = trained(config, monkeypatch)
+    ended = trained(config)
     model = served(config, exporting, tmp_path / "model.recemb")
     prepared = prepared_in(cache)
     rows = write_text(tmp_path / "rows.csv", list(raw_rows(prepared)))

@@ -1,8 +1,8 @@
 """Every method goes from raw files through training and a serving file to scores of raw rows."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +15,9 @@ from recemb.checkpoint.archive import Archive
 from recemb.checkpoint.export import TABLES, load
 from recemb.cli.export import export_run
 from recemb.cli.plan import plan_of
-from recemb.cli.train import train
 from recemb.data.prepared import Prepared
 from recemb.train.evaluation import score
-from recemb.train.experiment import Trained, run_experiment
+from recemb.train.experiment import Trained
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "embedding").glob("*.yaml"))
@@ -83,18 +82,6 @@ def with_tightest_budget(config: DictConfig) -> DictConfig:
     return config
 
 
-def trained(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    seen: list[Trained] = []
-
-    def run(*args: Any, **kwargs: Any) -> Trained:
-        seen.append(run_experiment(*args, **kwargs))
-        return seen[0]
-
-    monkeypatch.setattr("recemb.cli.train.run_experiment", run)
-    train(config)
-    return seen[0]
-
-
 def probabilities(path: Path) -> np.ndarray:
     with path.open(newline="") as file:
         return np.array([row["probability"] for row in csv.DictReader(file)], np.float32)
@@ -109,13 +96,13 @@ def test_raw_rows_get_the_trained_model_s_probabilities(
     training: DictConfig,
     exporting: DictConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: Callable[[DictConfig], Trained],
 ) -> None:
     # Composing costs more than all that follows; the method's file is what embedding=.. would read.
     config = training.copy()
     config.embedding = OmegaConf.load(CONF / "embedding" / f"{method}.yaml")
     config.paths.run = str(tmp_path / "run")
-    ended = trained(with_tightest_budget(config), monkeypatch)
+    ended = trained(with_tightest_budget(config))
     paths = {"run": str(tmp_path / "run"), "out": str(tmp_path / "model.recemb")}
     export_run(OmegaConf.merge(exporting, paths))
     model = load(tmp_path / "model.recemb")
