@@ -26,10 +26,11 @@ from recemb.methods.computed import largest_size
 from recemb.methods.row_pool import RowPool, names_of, pool_plan, pools_of, spread_rows
 from recemb.methods.watched_tables import Field, Seen, WatchedTables, fields_of, sum_by_id
 from recemb.tables.initial import Initial
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates, built_for
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.program import ABSENT
+from recemb.tables.recipe import Recipe, Updates
 from recemb.tables.spec import TableSpec, refuse_any_id
 from recemb.tables.storage import Storage
 

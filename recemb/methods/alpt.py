@@ -33,8 +33,9 @@ from recemb.tables.full import full_plan
 from recemb.tables.gather import write_rows
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Step, Updates, built_for
+from recemb.tables.method import Context, built_for
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec
 
 

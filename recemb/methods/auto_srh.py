@@ -29,7 +29,8 @@ from recemb.data.batch import Batch
 from recemb.methods.pruned import NEVER_STOP, PrunedTables, PruningMethod, table_options
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, IdCounts, Recipe, Step, Updates
+from recemb.tables.method import Context, IdCounts
+from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec
 from recemb.tables.transform import RowTransform
 

@@ -29,9 +29,10 @@ from recemb.methods.cafe_tables import CafeTables, Importance
 from recemb.methods.computed import largest_size
 from recemb.methods.hot_sketch import NUM_SLOTS, SketchRules
 from recemb.methods.watched_tables import fields_of
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe, Updates, built_for
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, built_for
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
+from recemb.tables.recipe import Recipe, Updates
 from recemb.tables.spec import TableSpec, refuse_any_id
 
 _STEPS = 1 << 20

@@ -20,18 +20,9 @@ import torch
 from recemb.data.batch import Batch
 from recemb.methods.cce_tables import CCETables, Clustering, serving_parts
 from recemb.methods.code_sums import SumForm
-from recemb.tables.method import (
-    Budget,
-    Context,
-    IdCounts,
-    Method,
-    Plan,
-    Recipe,
-    Step,
-    Updates,
-    built_for,
-)
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, built_for
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec, refuse_any_id
 
 _LEAST_ENTRIES = 2

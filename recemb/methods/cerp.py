@@ -36,8 +36,9 @@ from recemb.methods.pruned import (
 from recemb.methods.ranking import Ranking
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
-from recemb.tables.method import Budget, Context, IdCounts, Plan, Recipe, Updates
+from recemb.tables.method import Budget, Context, IdCounts, Plan
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe, Updates
 from recemb.tables.spec import TableSpec, refuse_any_id
 
 _STEPS = 1 << 16

@@ -24,10 +24,11 @@ from recemb.tables.blocked import Blocked
 from recemb.tables.blueprint import Blueprint
 from recemb.tables.full import full_tables
 from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.program import Offset, Program
+from recemb.tables.recipe import Recipe
 from recemb.tables.spec import TableSpec, output_keys, refuse_any_id
 from recemb.tables.storage import Storage
 

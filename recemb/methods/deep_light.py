@@ -27,7 +27,8 @@ from recemb.methods.pruned import (
     PruningMethod,
     table_options,
 )
-from recemb.tables.method import Context, Recipe, Updates
+from recemb.tables.method import Context
+from recemb.tables.recipe import Recipe, Updates
 
 _BASE = 0.99
 _RAMP = 0.5

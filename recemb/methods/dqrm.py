@@ -21,8 +21,9 @@ from recemb.methods.fake_quantised import FakeQuantised, FakeQuantisedTables, pa
 from recemb.methods.quantised import QuantisedMethod
 from recemb.methods.quantised_rows import dequantise, quantise
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Step, Updates, built_for
+from recemb.tables.method import Context, built_for
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec
 
 _SMALLEST_STEP = 1e-8

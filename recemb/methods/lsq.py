@@ -30,8 +30,9 @@ from recemb.methods.fake_quantised import (
 )
 from recemb.methods.quantised import QuantisedMethod
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Step, Updates, built_for
+from recemb.tables.method import Context, built_for
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec
 
 _SMALLEST_STEP = 1e-8

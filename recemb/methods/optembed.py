@@ -23,18 +23,10 @@ from recemb.tables.blueprint import Blueprint
 from recemb.tables.full import full_plan
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
-from recemb.tables.method import (
-    Budget,
-    Context,
-    IdCounts,
-    Method,
-    Plan,
-    Recipe,
-    Step,
-    Updates,
-)
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
+from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.transform import TransformFactory

@@ -41,7 +41,8 @@ from recemb.methods.pruned import (
 from recemb.methods.ranking import Ranking, magnitudes
 from recemb.tables.initial import Initial
 from recemb.tables.layout import Group
-from recemb.tables.method import Context, Recipe, Updates
+from recemb.tables.method import Context
+from recemb.tables.recipe import Recipe, Updates
 from recemb.tables.transform import RowTransform
 
 Scope = Literal["global", "dimension", "field", "field_dimension", "feature", "feature_dimension"]

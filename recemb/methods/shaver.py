@@ -28,8 +28,9 @@ from recemb.ids.hashing import hash_seed
 from recemb.methods.pruned import allowed_bytes
 from recemb.methods.shaved_rows import ShavedForm, ShavedTables
 from recemb.tables.initial import Initial
-from recemb.tables.method import Budget, Context, IdCounts, Method, Plan, Recipe
+from recemb.tables.method import Budget, Context, IdCounts, Method, Plan
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe
 from recemb.tables.spec import TableSpec, refuse_any_id
 from recemb.tables.storage import Storage
 

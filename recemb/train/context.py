@@ -12,8 +12,9 @@ from recemb.checkpoint.store import CheckpointName, Checkpoints, CheckpointStore
 from recemb.data.batch import Batch
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
-from recemb.tables.method import Budget, IdCounts, Recipe
+from recemb.tables.method import Budget, IdCounts
 from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.recipe import Recipe
 from recemb.tables.spec import TableSpec
 from recemb.tables.tables import Tables
 from recemb.train.batch_norm import synchronise

@@ -9,7 +9,7 @@ from torch import nn
 
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
-from recemb.tables.method import Recipe
+from recemb.tables.recipe import Recipe
 from recemb.tables.tables import Tables
 from recemb.train.settings import TrainerSettings
 

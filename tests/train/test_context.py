@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from recemb.data.batch import Batch
 from recemb.tables.full import full_tables
-from recemb.tables.method import Recipe, Updates
 from recemb.tables.planned import PlannedTables
+from recemb.tables.recipe import Recipe, Updates
 from recemb.train.context import TrainingContext
 
 NUM_STEPS = 5
