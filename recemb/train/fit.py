@@ -109,9 +109,12 @@ class Fit:
         Raises:
             InterruptedFitError: after a signal; the state is saved.
             FloatingPointError: when the training loss is not finite.
+            ValueError: if the plan wants it finished, and it was not.
         """
         try:
             self._resume()
+            if self.plan.unfinished is not None and not self.progress.is_finished:
+                raise ValueError(self.plan.unfinished)
             with StopSignals() as signals:
                 while not self.progress.is_finished:
                     self._epoch(signals)
@@ -165,6 +168,7 @@ class Fit:
         self._is_stopping = told > 0
         progress.batch += len(group)
         progress.step += 1
+        self._ranks.note_step(progress.step)
         progress.examples += round(examples)
         progress.loss_sum += loss
         progress.loss_steps += 1

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from recemb.train.launch import Launch, launch_of
+from recemb.train.roll_call import LostRanksError, RollCall, note_step
+
 T = TypeVar("T")
 
 
@@ -21,7 +24,7 @@ T = TypeVar("T")
 class Ranks:
     """This process among those that train together; one alone where there are no others.
 
-    Every method is collective: all ranks call it, in the same order.
+    Every method that returns what others hold is collective: all ranks call it, in the same order.
 
     Attributes:
         rank: number of this process, from 0.
@@ -73,6 +76,11 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
+    def note_step(self, step: int) -> None:
+        """Let the others know the last update that this rank has made; waits for nobody."""
+        if self.world_size > 1:
+            note_step(_store(), rank=self.rank, step=step)
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients over the ranks, in place.
 
@@ -115,27 +123,58 @@ class Ranks:
 
 @contextmanager
 def process_group(*, device: str, timeout_seconds: float) -> Iterator[Ranks]:
-    """Within this context the processes that torchrun started train together.
+    """Within this context the processes that were started together train together.
 
-    Without torchrun (no WORLD_SIZE, or 1) there is nothing to set up.
+    Who was, `launch_of` says. For a process alone there is nothing to set up.
 
     Args:
         device: that of the settings: "cuda" and "auto" on a machine with CUDA use NCCL and one GPU
             for each process, everything else gloo.
         timeout_seconds: how long to wait for a rank that does not answer.
+
+    Raises:
+        LostRanksError: if ranks do not come or are lost; names them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    launch = launch_of(os.environ)
+    if launch.world_size == 1:
         yield Ranks()
         return
     is_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if is_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(
-        # Objects are sent between CPUs.
-        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        timeout=datetime.timedelta(seconds=timeout_seconds),
+        # A launcher may show each process its own GPU alone, or those of the whole machine.
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+    # Objects are sent between CPUs.
+    _meet(launch, "cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout_seconds)
+    roll_call = RollCall(
+        _store(), rank=launch.rank, world_size=launch.world_size, timeout_seconds=timeout_seconds
     )
     try:
-        yield Ranks.current()
+        with roll_call:
+            yield Ranks.current()
     finally:
         dist.destroy_process_group()
+        roll_call.leave()
+
+
+def _meet(launch: Launch, backend: str, timeout_seconds: float) -> None:
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=launch.meeting_place,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+        )
+    except (dist.DistError, RuntimeError) as error:
+        raise LostRanksError(
+            f"rank {launch.rank} of {launch.world_size} did not find the others within "
+            f"{timeout_seconds:g} seconds (timeout_seconds): {str(error).splitlines()[0]}. Were "
+            "all started, and can all reach the address and port of the first?"
+        ) from error
+
+
+def _store() -> dist.Store:
+    """Return the store that all ranks share."""
+    group = dist.group.WORLD
+    assert group is not None
+    return group.get_group_store()
