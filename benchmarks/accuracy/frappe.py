@@ -18,6 +18,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from checkout import commit
+
 RESULTS = Path(__file__).parent.parent / "results"
 
 # Test AUC and log loss of BARS frappe_x1 (openbenchmark.github.io/BARS), one run each.
@@ -52,7 +54,7 @@ def train(model: str, seed: int, options: argparse.Namespace) -> Row | None:
     folder = options.work / f"{model}-{seed}"
     if not (folder / "summary.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "commit").write_text(_commit())
+        (folder / "commit").write_text(commit())
         with (folder / "output.txt").open("w") as output:
             subprocess.run(
                 [
@@ -85,13 +87,6 @@ def read_rows() -> dict[tuple[str, int], Row]:
         return {}
     with path.open(newline="") as file:
         return {(row["model"], int(row["seed"])): row for row in csv.DictReader(file)}
-
-
-def _commit() -> str:
-    run = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
 
 
 def write(rows: dict[tuple[str, int], Row]) -> str:

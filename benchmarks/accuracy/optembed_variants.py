@@ -87,13 +87,11 @@ class Variant:
         method: makes the method.
         weight_decay: L2 of all rows.
         rows: which rows an update visits.
-        supernet_of: the variant whose supernet this one takes over; none where it is empty.
     """
 
     method: Callable[[], Method]
     weight_decay: float
     rows: Literal["all", "touched"] = "all"
-    supernet_of: str = ""
 
 
 def variants(weight_decay: float) -> dict[str, Variant]:
@@ -106,11 +104,7 @@ def variants(weight_decay: float) -> dict[str, Variant]:
         FULL: lambda: OptEmbed(thresholds=THRESHOLDS, evolution=EVOLUTION),
         "full, random widths": lambda: RandomWidths(thresholds=THRESHOLDS),
     }
-    shared = {"full, random widths": FULL}
-    return {
-        name: Variant(method, weight_decay, supernet_of=shared.get(name, ""))
-        for name, method in made.items()
-    }
+    return {name: Variant(method, weight_decay) for name, method in made.items()}
 
 
 def mechanism() -> dict[str, Variant]:

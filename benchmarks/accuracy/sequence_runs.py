@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from checkout import commit
+
 RESULTS = Path(__file__).parent.parent / "results"
 MEASURED = (
     *("val_auc", "test_auc", "test_gauc", "test_logloss", "best_step", "table_bytes"),
@@ -105,15 +107,3 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
         "|" + "---|" * len(columns),
         *("| " + " | ".join(map(str, row)) + " |" for row in rows),
     ]
-
-
-def commit() -> str:
-    """Return the commit of the checkout that this script lies in."""
-    run = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout.strip()

@@ -17,7 +17,6 @@ import argparse
 import csv
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from checkout import commit
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recemb.data.movielens import MovieLens
@@ -176,12 +176,6 @@ def train(name: str, prepared: Prepared, seed: int) -> dict[str, str]:
 def table(rows: Sequence[dict[str, str]], seconds: float) -> str:
     """Return the results and what they are held to, in Markdown."""
     num_seeds = len({row["seed"] for row in rows})
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     lines = [
         "# The authors' tutorial of Unified Embedding",
         "",
@@ -189,7 +183,7 @@ def table(rows: Sequence[dict[str, str]], seconds: float) -> str:
         "protocol; do not edit. Mean ± standard deviation over seeds. The tutorial's figures are "
         "published ones.",
         "",
-        f"Commit {run.stdout.strip()}, torch {torch.__version__}, Python "
+        f"Commit {commit()}, torch {torch.__version__}, Python "
         f"{platform.python_version()}, {num_seeds} seeds, {seconds:.0f} s in all.",
         "",
         "| tables | embedding values | all values | AUC | log loss | AUC of the tutorial | "

@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkout import commit
+
 RESULTS = Path(__file__).parent.parent / "results"
 BOUND = 0.05
 _UNIFIED = ("embedding=unified", f"embedding.init_bound={BOUND}", "embedding.exact_below=0")
@@ -122,7 +124,7 @@ def train(study: str, cell: Cell, options: argparse.Namespace) -> Row | None:
         words += [f"budget={budget}", f"embedding.hash_seed={seed}"]
     if not (folder / "summary.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "commit").write_text(_commit())
+        (folder / "commit").write_text(commit())
         with (folder / "output.txt").open("w") as output:
             subprocess.run(
                 [
@@ -160,13 +162,6 @@ def read_rows(study: str) -> dict[Cell, Row]:
             (row["variant"], float(row["budget"]), int(row["seed"])): row
             for row in csv.DictReader(file)
         }
-
-
-def _commit() -> str:
-    run = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
 
 
 def write(study: str, rows: dict[Cell, Row]) -> str:
