@@ -29,8 +29,8 @@ def synthetic(folder: Path) -> Prepared:
     """Return the planted data: labels by weights of ids and, above all, by products of pairs.
 
     60,000 rows of 12 Zipf-distributed fields, 34,688 ids in all, nine of which decide the label.
-    The three largest are noise. An id's vector in a product is as long as any other's, so that
-    little hinges on a few frequent ids.
+    The three largest, with 79 % of the ids, are noise. An id's vector in a product is as long as
+    any other's, so that little hinges on a few frequent ids.
     """
     rng = np.random.default_rng(DATA_SEED)
     ids, logit = [], np.full(NUM_ROWS, -0.6)

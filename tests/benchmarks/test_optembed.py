@@ -28,8 +28,8 @@ def test_the_planted_data_have_the_sizes_they_are_said_to_have(load, tmp_path):
     data = load("optembed_data")
     assert sum(data.SIZES) == 34_688
     noise = sum(data.SIZES[place] for place in data.NOISE_FIELDS)
-    assert noise / 34_688 == pytest.approx(0.41, abs=0.005)
-    prepared = data.synthetic(tmp_path, 1)
+    assert noise / 34_688 == pytest.approx(0.79, abs=0.005)
+    prepared = data.synthetic(tmp_path)
     assert sum(prepared.num_rows(split) for split in prepared.splits) == 60_000
     counts = torch.cat([prepared.id_counts(f"f{f:02d}") for f in range(len(data.SIZES))])
     assert float((counts == 0).float().mean()) == pytest.approx(0.3, abs=0.02)
