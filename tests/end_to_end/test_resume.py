@@ -1,21 +1,17 @@
 """A run that is killed and started again ends bit-identical to one that was not."""
 
-import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from recemb.checkpoint.store import CheckpointStore
-from recemb.cli.train import run
+from tests.end_to_end.runs import assert_equal, outcome, train_printing
+from tests.processes import PROCESSES
 
 # Dropout and batch norm, several epochs, evaluations inside an epoch, a last short batch, gradient
 # accumulation, a schedule: everything that has a state.
@@ -56,11 +52,6 @@ HISTORIES = [
 ]
 
 
-# A server that has imported everything once; each run is a fork of it.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["recemb.cli.train"])
-
-
 class Run:
     """A process that trains; `output` is what it printed."""
 
@@ -68,7 +59,7 @@ class Run:
         self.folder = folder
         self.printed = folder.with_suffix(f".{time.monotonic_ns()}.txt")
         arguments = [*RUN, *what, *more, f"paths.run={folder}", f"paths.cache={cache}"]
-        self.process = PROCESSES.Process(target=train, args=(arguments, self.printed))
+        self.process = PROCESSES.Process(target=train_printing, args=(arguments, self.printed))
         self.process.start()
 
     def wait(self) -> int:
@@ -87,47 +78,10 @@ class Run:
             time.sleep(0.01)
 
 
-def train(arguments: list[str], printed: Path) -> None:
-    with printed.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    sys.exit(run(arguments))
-
-
 def finish(folder: Path, cache: Path, *more: str, what: Sequence[str] = FLAT) -> str:
     process = Run(folder, cache, *more, what=what)
     assert process.wait() == 0, process.output
     return process.output
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    found = CheckpointStore(folder / "checkpoints" / "train").load_newest("step")
-    assert found is not None
-    state = found[1]
-    state["progress"].pop("training_seconds")
-    return {
-        "step": found[0].step,
-        "state": state,
-        "log": (folder / "metrics.jsonl").read_bytes(),
-        "metrics": json.loads((folder / "summary.json").read_text())["metrics"],
-    }
-
-
-def assert_equal(left: Any, right: Any, where: str) -> None:
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_equal(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for index, pair in enumerate(zip(left, right, strict=True)):
-            assert_equal(*pair, f"{where}[{index}]")
-    else:
-        assert left == right, where
 
 
 def kill_after(process: Run, seconds: float) -> None:

@@ -1,9 +1,7 @@
 """`recemb train` by several processes, as torchrun starts them, ends as in one."""
 
 import json
-import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from recemb.checkpoint.store import CheckpointStore
 from recemb.cli.train import run
+from tests.end_to_end.runs import as_rank, free_port
 from tests.processes import PROCESSES
 
 # Plain SGD, for Adagrad and Adam divide what rounding leaves of a sum that cancels by itself.
@@ -60,21 +59,13 @@ ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 def train_as(rank: int, world_size: int, port: int, arguments: list[str]) -> None:
     """Train as torchrun would have this process do."""
     if world_size > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        as_rank(rank, world_size, port)
     run(arguments)
 
 
 def train(folder: Path, cache: Path, *words: str, world_size: int = 1) -> dict[str, Any]:
     """Train with several processes; return the summary."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [*RUN, *words, f"paths.run={folder}", f"paths.cache={cache}"]
     ranks = [
         PROCESSES.Process(target=train_as, args=(rank, world_size, port, arguments))
