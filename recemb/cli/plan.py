@@ -16,7 +16,12 @@ from recemb.cli.train import budget_of, model_class_of, model_options_of, shardi
 from recemb.tables.method import Method, Plan
 from recemb.tables.tables import Tables
 from recemb.train.experiment import table_specs
-from recemb.train.sharded_run import describe_sharding, shardable, sharding_of
+from recemb.train.sharded_run import (
+    check_shared,
+    describe_sharding,
+    shardable,
+    sharding_of,
+)
 
 
 def run(arguments: list[str]) -> int:
@@ -86,10 +91,18 @@ def describe_ranks(config: DictConfig, tables: Tables) -> list[str]:
     request, world_size = sharding_request(config), config.world_size or 1
     if request is None:
         return []
+    method = instantiate(config.embedding)
+    check_shared(method, request)
+    first = method.shared_stages()[0]
+    if alone := list(method.stages)[: list(method.stages).index(first)]:
+        return [
+            f"one process trains {', '.join(alone)}; what they leave is shared by all in stage "
+            f"{first}, and not known before"
+        ]
     device = instantiate(config.trainer).resolve_device()
-    planned = shardable(instantiate(config.embedding), tables)
-    sharding = sharding_of(request, planned, world_size=world_size, device=device)
-    return describe_sharding(sharding, planned)
+    tables = shardable(tables, owner=type(method).__name__)
+    sharding = sharding_of(request, tables, world_size=world_size, device=device)
+    return describe_sharding(sharding, tables)
 
 
 def describe(plan: Plan) -> str:

@@ -21,8 +21,9 @@ from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, Method
 from recemb.train.configuration import claim_folder, config_hash
 from recemb.train.experiment import Experiment, run_experiment
+from recemb.train.launch import launch_of
 from recemb.train.log import NoTracker, QuietLog, RunLog, TensorBoard, Tracker
-from recemb.train.progress import InterruptedFitError
+from recemb.train.progress import InterruptedFitError, StageReachedError
 from recemb.train.ranks import Ranks, process_group
 from recemb.train.summary import describe, read_summary, write_summary
 
@@ -33,7 +34,7 @@ def run(arguments: list[str]) -> int:
         print(f"recemb train: {complaint}", file=sys.stderr)
         return USER_ERROR
     # Of several processes the first one writes.
-    quiet = LEAVE_NO_FILES if int(os.environ.get("RANK", "0")) else ()
+    quiet = LEAVE_NO_FILES if launch_of(os.environ).rank else ()
     sys.argv = ["recemb train", *arguments, *quiet]
     hydra.main(config_path="pkg://recemb.conf", config_name="train", version_base="1.3")(main)()
     return 0
@@ -50,6 +51,9 @@ def main(config: DictConfig) -> float:
         except InterruptedFitError as interruption:
             print(f"\n{interruption}", file=sys.stderr)
             sys.exit(INTERRUPTED)
+        except StageReachedError as reached:
+            print(reached)
+            return float("nan")
     value = summary["metrics"].get(config.trainer.monitor)
     return float("nan") if value is None else float(value)
 
@@ -117,6 +121,8 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
         budget=budget_of(config),
         resume_command=resume_command,
         sharding=sharding_request(config),
+        # Runs of earlier versions say nothing of it.
+        stop_before=config.get("stop_before"),
     )
 
 
@@ -257,5 +263,5 @@ def _tracker(config: DictConfig, folder: Path) -> Tracker:
 
 
 def _command() -> str:
-    words = [w for w in sys.argv[1:] if not w.startswith("paths.run=")]
+    words = [w for w in sys.argv[1:] if not w.startswith(("paths.run=", "stop_before="))]
     return " ".join(["recemb train", *words])

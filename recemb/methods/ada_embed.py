@@ -198,6 +198,9 @@ class AdaEmbed(Method):
     """
 
     starts_as_full = False  # ids without a row are zeros
+    why_unshared = (
+        "rows change hands by the importance of all ids of a table, which no process sees"
+    )
 
     def __init__(
         self,

@@ -145,6 +145,7 @@ class ALPT(QuantisedMethod):
 
     has_gradients = False
     starts_as_full = False  # the step is as large as the vectors
+    why_unshared = "a second pass over each batch moves a step that every row has of its own"
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ from recemb.tables.planned import PlannedTables
 from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec, refuse_any_id
 from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
 
 _COLDEST = 0.01
 
@@ -124,7 +125,7 @@ class AutoDim(Method):
         made = self._uniform(specs, budget)
         return made.tables(specs, optimizer=optimizer, seed=seed, device=device)
 
-    def run(self, ctx: Context) -> PlannedTables:
+    def run(self, ctx: Context) -> Tables:
         """Return tables that were trained at the widths found."""
         self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         search = self.search_tables(
@@ -139,9 +140,17 @@ class AutoDim(Method):
         ctx.fit(search, stage="search", recipe=recipe)
         widths = self.found(search, ctx.budget)
         made = mixed_dimension(ctx.specs, widths, init_std=self.init_std)
-        tables = made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device)
+
+        def build(device: torch.device) -> Tables:
+            return made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=device)
+
+        tables = ctx.shared(build)
         ctx.fit(tables, stage="retrain")
         return tables
+
+    def shared_stages(self) -> Sequence[str]:
+        """Return the last one: widths are known before it."""
+        return self.stages[-1:]
 
     def search_tables(
         self,

@@ -90,6 +90,7 @@ class AutoSrh(PruningMethod):
     """
 
     stages = ("warmup", "search", "retrain")
+    why_unshared = "the values that stay are ranked over all rows, which no process has"
 
     def __init__(
         self,

@@ -69,6 +69,8 @@ class Cafe(Method):
         ValueError: on an unknown word or a number out of its range.
     """
 
+    why_unshared = "one sketch of all ids decides which rows move after every update"
+
     def __init__(
         self,
         *,

@@ -49,6 +49,8 @@ class CCE(Method):
         ValueError: on a number outside its range.
     """
 
+    why_unshared = "rows of whole tables are clustered between updates"
+
     def __init__(
         self,
         *,

@@ -67,6 +67,7 @@ class Cerp(PruningMethod):
     """
 
     stages = ("search", "retrain")
+    why_unshared = "the values that stay are ranked over all rows, which no process has"
 
     def __init__(
         self,

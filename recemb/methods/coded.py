@@ -68,10 +68,6 @@ class CodedTables(PlannedTables):
             seed=seed,
             device=device,
         )
-        if device.type != "meta":
-            for name in forms:
-                queries = self.table(name).detach()
-                self.quantizer_of(name).initialise(seed, name, queries, rules[name])
 
     def quantizer_of(self, table: str) -> Quantizer:
         """Return the codebooks of a table."""
@@ -100,6 +96,10 @@ class CodedTables(PlannedTables):
         train = super().storage()
         serve = serving_parts(self.specs, self.forms)
         return Storage(full_bytes=train.full_bytes, serve=serve, train=train.train)
+
+    def why_not_sharded(self) -> str | None:
+        """Return why several processes cannot share these tables, or None if they can."""
+        return self.why_rows_stay()
 
     def freeze(self) -> ComputedTables:
         """Return the codes of all ids, encoded now, which give bit-equal vectors."""

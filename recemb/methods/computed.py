@@ -77,8 +77,7 @@ class ComputedMethod(Method):
             storage = self._tables(made, specs, None, torch.device("meta")).storage()
             budget.require(storage.serve_bytes, specs, owner=type(self).__name__)
         tables = self._tables(made, specs, optimizer, device, seed=seed)
-        if device.type != "meta":
-            tables.initialise(seed)
+        tables.initialise(seed)
         return tables
 
     def std(self, spec: TableSpec) -> float:

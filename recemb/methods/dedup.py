@@ -31,6 +31,7 @@ from recemb.tables.program import Offset, Program
 from recemb.tables.recipe import Recipe
 from recemb.tables.spec import TableSpec, output_keys, refuse_any_id
 from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
 
 _LARGEST_BLOCK = 10_000
 _NUM_BLOCKS = 1_000
@@ -194,7 +195,7 @@ class Dedup(Method):
         made = self.blueprint(full, specs, budget, owners)
         return made.tables(specs, optimizer=optimizer, seed=seed, device=device)
 
-    def run(self, ctx: Context) -> PlannedTables:
+    def run(self, ctx: Context) -> Tables:
         """Return tables of merged blocks."""
         self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         full = full_tables(
@@ -207,9 +208,17 @@ class Dedup(Method):
         ctx.fit(full, stage="train")
         owners = ctx.once("blocks", lambda: self.owners(full, ctx.specs, ctx.budget))
         made = self.blueprint(full, ctx.specs, ctx.budget, owners)
-        tables = made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device)
+
+        def build(device: torch.device) -> Tables:
+            return made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=device)
+
+        tables = ctx.shared(build)
         ctx.fit(tables, stage="finetune", recipe=Recipe(model="keep"))
         return tables
+
+    def shared_stages(self) -> Sequence[str]:
+        """Return the last one: which blocks are left is known before it."""
+        return self.stages[-1:]
 
     def owners(
         self, full: PlannedTables, specs: Sequence[TableSpec], budget: Budget | None

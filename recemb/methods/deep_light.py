@@ -171,6 +171,7 @@ class DeepLight(PruningMethod):
     """
 
     stages = ("warmup", "prune")
+    why_unshared = "values are ranked over all rows, which no process has, while it trains"
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class HashMLP(RowSource):
 
     form: ClassVar[str] = "hash_mlp"
     packable: ClassVar[str | None] = r"weight_\d+"
+    reads_batch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -77,6 +77,8 @@ class DQRM(QuantisedMethod):
         ValueError: on a number out of its range.
     """
 
+    why_unshared = "steps are measured over whole tables, which no process has, while it trains"
+
     def __init__(
         self, *, bits: int | None = 4, refresh_steps: int = 200, init_std: float | None = None
     ) -> None:

@@ -143,6 +143,10 @@ class LSQ(QuantisedMethod):
         ValueError: on a number out of its range.
     """
 
+    why_unshared = (
+        "steps are measured over whole tables, which no process has, before they are learned"
+    )
+
     def __init__(
         self,
         *,

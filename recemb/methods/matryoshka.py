@@ -27,7 +27,7 @@ from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
-from recemb.tables.tables import Tables
+from recemb.tables.tables import Share, Tables
 from recemb.tables.wrapped import hand_on, name_as_own
 
 _STEP = "matryoshka.step"
@@ -46,6 +46,8 @@ class MatryoshkaTables(Tables):
         plan: that of the served tables.
         width: the prefix that is served.
         widths: the prefixes that are drawn.
+        levels: the argument.
+        seed: the argument.
 
     Args:
         planned: full tables.
@@ -65,6 +67,7 @@ class MatryoshkaTables(Tables):
             )
         self.planned = planned
         self.width = width
+        self.levels = levels
         self.seed = seed
         self.plan = truncated_plan(self.specs, width)
         most = max(spec.embedding_dim for spec in self.specs)
@@ -147,6 +150,19 @@ class MatryoshkaTables(Tables):
     def freeze(self) -> PlannedTables:
         """Return the served tables."""
         return self.truncated(self.width)
+
+    def why_not_sharded(self) -> str | None:
+        """Return why several processes cannot share these tables, or None if they can."""
+        return self.planned.why_not_sharded()
+
+    def sharded(self, share: Share) -> Tables:
+        """Return these tables made anew for one of several ranks; see `Tables`.
+
+        All ranks draw the same prefix, for they make as many passes.
+        """
+        planned = self.planned.sharded(share)
+        assert isinstance(planned, PlannedTables)
+        return MatryoshkaTables(planned, width=self.width, levels=self.levels, seed=self.seed)
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Return those of the full tables: none, if they have an optimizer."""

@@ -175,6 +175,7 @@ class MPE(Method):
     """
 
     stages = ("search", "retrain")
+    why_unshared = "steps are measured over whole tables, and kept with masks as long as those"
 
     def __init__(
         self,

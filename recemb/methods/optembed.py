@@ -29,6 +29,7 @@ from recemb.tables.planned import PlannedTables
 from recemb.tables.recipe import Recipe, Step, Updates
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
+from recemb.tables.tables import Tables
 from recemb.tables.transform import TransformFactory
 
 
@@ -236,7 +237,7 @@ class OptEmbed(Method):
             device=device,
         )
 
-    def run(self, ctx: Context) -> PlannedTables:
+    def run(self, ctx: Context) -> Tables:
         """Return retrained tables."""
         optimizer = self._optimizer(ctx)
         named: dict[str, Any] = {"optimizer": optimizer, "seed": ctx.seed, "device": ctx.device}
@@ -248,9 +249,18 @@ class OptEmbed(Method):
         if self.search_widths:
             supernet.set_widths(self.search(supernet, ctx))
         weights = initial if self.retrain_from == "init" else None
-        tables = supernet.compacted(weights).tables(ctx.specs, **named)
+        made = supernet.compacted(weights)
+
+        def build(device: torch.device) -> Tables:
+            return made.tables(ctx.specs, optimizer=optimizer, seed=ctx.seed, device=device)
+
+        tables = ctx.shared(build)
         ctx.fit(tables, stage="retrain")
         return tables
+
+    def shared_stages(self) -> Sequence[str]:
+        """Return the last one: which rows and columns are left is known before it."""
+        return self.stages[-1:]
 
     def search(self, supernet: Supernet, ctx: Context) -> dict[str, int]:
         """Return the widths that evolution finds."""

@@ -138,6 +138,9 @@ class PEP(PruningMethod):
     """
 
     stages = ("search", "retrain")
+    why_unshared = (
+        "thresholds are as large as the tables, and the values that stay are ranked over all"
+    )
 
     def __init__(
         self,

@@ -23,12 +23,13 @@ the k-th centroids of all parts together, which have nothing in common; they beg
 sample of rows; eps is far below the scores of small vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 from recemb.ids.hashing import hash_seed
@@ -163,36 +164,60 @@ class Quantizer(RowTransform):
     def penalty(self) -> Tensor:
         """Return VQ's term for all that was quantised in training since the last call."""
         total = torch.zeros(())
+        counts = self._num_values()
         for place, seen in self._assigned.items():
             books = self._parameter("keys", place)
             square = (seen.counts.unsqueeze(2) * books.square()).sum() + seen.squares
             distance = square - 2 * (books * seen.sums).sum()
-            total = total + self.quantization.codebook_weight * distance / seen.num_values
+            total = total + self.quantization.codebook_weight * distance / counts[place]
         self._assigned = {}
         return total
 
-    @torch.no_grad()
-    def initialise(self, seed: int, table: str, queries: Tensor, rule: Initial) -> None:
-        """Draw a table's codebooks as its queries were drawn; take statistics of a sample of them.
+    def why_not_sharded(self) -> str | None:
+        """Return why ranks cannot share the queries, or None if they can."""
+        if not self.quantization.is_normalised:
+            return None
+        return (
+            "scores are normalised by the rows of a whole batch, of which each rank reads its own; "
+            "choose variant=vq without batch_norm"
+        )
 
-        Args:
-            seed: of the draws.
-            table: its name.
-            queries: (n, D), all of them.
-            rule: how they were drawn.
-        """
-        place = self._places[table]
-        generator = torch.Generator().manual_seed(hash_seed(seed, table, 1))
-        rule.fill(self._parameter("keys", place), generator)
-        if self.quantization.variant == "sx":
-            rule.fill(self._parameter("values", place), generator)
-        if self.quantization.is_normalised:
-            count = min(_SAMPLE, queries.shape[0])
-            at = torch.arange(count, device=queries.device) * queries.shape[0] // count
-            scores = self._exact_scores(place, self._split(place, queries[at]))
-            if count > 1:
-                self.get_buffer(f"variance_{place}").copy_(scores.var(dim=0))
-            self.get_buffer(f"mean_{place}").copy_(scores.mean(dim=0))
+    @torch.no_grad()
+    def draw(
+        self,
+        seed: int,
+        initial: Mapping[str, Initial | Tensor],
+        weights: Callable[[str], Tensor],
+    ) -> None:
+        """Draw codebooks as queries were drawn; take statistics of a sample of the queries."""
+        for table in self._places:
+            rule = initial[table]
+            assert isinstance(rule, Initial)
+            generator = torch.Generator().manual_seed(hash_seed(seed, table, 1))
+            rule.fill(self._of("keys", table), generator)
+            if self.quantization.variant == "sx":
+                rule.fill(self._of("values", table), generator)
+            if self.quantization.is_normalised:
+                self._sample(self._places[table], weights(table).detach())
+
+    def _sample(self, place: int, queries: Tensor) -> None:
+        """Begin with the statistics of the scores of some of the queries (n, D)."""
+        count = min(_SAMPLE, queries.shape[0])
+        at = torch.arange(count, device=queries.device) * queries.shape[0] // count
+        scores = self._exact_scores(place, self._split(place, queries[at]))
+        if count > 1:
+            self.get_buffer(f"variance_{place}").copy_(scores.var(dim=0))
+        self.get_buffer(f"mean_{place}").copy_(scores.mean(dim=0))
+
+    def _num_values(self) -> dict[int, float]:
+        """Return how many values a table's mean is over: of W ranks, a W-th of all, on each."""
+        own = [float(s.num_values) if (s := self._assigned.get(p)) else 0.0 for p in self._forms]
+        if self.process_group is not None:
+            # In double precision counts are exact.
+            total = torch.tensor(own, dtype=torch.float64)
+            dist.all_reduce(total, group=self.process_group)
+            own = (total / self.process_group.size()).tolist()
+        return dict(zip(self._forms, own, strict=True))
 
     def _quantise(self, place: int, queries: Tensor, rows: Tensor) -> Tensor:
         """Return the centroids (N, D) of queries (N, D), with the gradients of the variant."""

@@ -59,6 +59,9 @@ class Shaver(Method):
     """
 
     starts_as_full = False  # columns that are shaved are zeros
+    why_unshared = (
+        "columns are judged, and their means taken, over whole tables, which no process has"
+    )
 
     def __init__(
         self,

@@ -16,12 +16,12 @@ from recemb.tables.bags import Bags, is_one_hot, select_bags
 from recemb.tables.bounds import Bounds, BoundsCheck, id_limits
 from recemb.tables.lookup_plan import Output
 from recemb.tables.named_tensors import load_named
-from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.optimizer import TableOptimizer, check_learning_rate
 from recemb.tables.planned import PlannedTables
 from recemb.tables.row_source import RowSource, merge_bytes
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
-from recemb.tables.tables import Tables
+from recemb.tables.tables import Share, Tables
 from recemb.tables.wrapped import hand_on, name_as_own
 
 
@@ -60,6 +60,7 @@ class ComputedTables(Tables):
     ) -> None:
         super().__init__(specs)
         self.optimizer = optimizer
+        self._seed: int | None = None
         self.source_of = dict(source_of)
         self.source_names = tuple(sources)
         # A list, for names of tables may hold characters that names of modules may not.
@@ -89,7 +90,13 @@ class ComputedTables(Tables):
         return found
 
     def initialise(self, seed: int) -> None:
-        """Draw the parameters of all sources; each has a stream of its own."""
+        """Draw the parameters of all sources; each has a stream of its own.
+
+        On the meta device there is nothing to draw; the seed is kept for `sharded`.
+        """
+        self._seed = seed
+        if any(p.is_meta for p in self._sources.parameters()):
+            return
         for name, source in self.sources.items():
             source.initialise(torch.Generator().manual_seed(hash_seed(seed, name)))
 
@@ -193,13 +200,7 @@ class ComputedTables(Tables):
         Raises:
             ValueError: if it is negative, or the tables have no optimizer of their own.
         """
-        if self.optimizer is None:
-            raise ValueError(
-                "tables: there is no table optimizer whose learning rate could be set; pass "
-                "optimizer=TableOptimizer(...) or set it in your own optimizer"
-            )
-        if learning_rate < 0:
-            raise ValueError(f"tables: learning_rate must not be negative, got {learning_rate}")
+        check_learning_rate(self.optimizer, learning_rate)
         if self.planned is not None:
             self.planned.set_learning_rate(learning_rate)
 
@@ -210,6 +211,40 @@ class ComputedTables(Tables):
         """
         if self.planned is not None:
             self.planned.defer_updates(flag)
+
+    def why_not_sharded(self) -> str | None:
+        """Return why several processes cannot share these tables, or None if they can."""
+        if type(self) is not ComputedTables:
+            return super().why_not_sharded()
+        if self._seed is None or not all(p.is_meta for p in self._sources.parameters()):
+            return "they exist already; build them on the meta device"
+        return None if self.planned is None else self.planned.why_not_sharded()
+
+    def sharded(self, share: Share) -> Tables:
+        """Return these tables made anew for one of several ranks; see `Tables`.
+
+        Stored tables are shared; every rank computes the others' rows, by the same parameters.
+        """
+        planned = None
+        if self.planned is not None:
+            planned = self.planned.sharded(share)
+            assert isinstance(planned, PlannedTables)
+        made = ComputedTables(
+            self.specs,
+            sources={
+                name: type(source)(**source.settings(), device=share.device)
+                for name, source in self.sources.items()
+            },
+            source_of=self.source_of,
+            planned=planned,
+            optimizer=self.optimizer,
+            bounds=self._bounds.policy,
+        )
+        assert self._seed is not None
+        made.initialise(self._seed)
+        for source in made.sources.values():
+            source.process_group = share.process_group
+        return made
 
     def out_of_range_counts(self) -> dict[str, int]:
         """Return how many ids of each key were out of range, and replaced, so far."""

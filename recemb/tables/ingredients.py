@@ -11,6 +11,8 @@ from recemb.tables.bounds import Bounds
 from recemb.tables.initial import Initial
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.named_tensors import NamedTensors
+from recemb.tables.spec import TableSpec
+from recemb.tables.transform import TransformFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,7 @@ class Ingredients:
         bounds: likewise.
         buffers: likewise.
         initial: likewise.
+        transform: likewise.
         seed: likewise.
     """
 
@@ -29,6 +32,7 @@ class Ingredients:
     bounds: Bounds
     buffers: Mapping[str, Tensor]
     initial: Mapping[str, Initial | Tensor]
+    transform: TransformFactory | None
     seed: int
 
 
@@ -53,3 +57,23 @@ def plan_buffers(
                     f"its values are below {limit}"
                 )
     return NamedTensors(buffers, device)
+
+
+def check_outputs(plan: LookupPlan, outputs: Mapping[str, tuple[TableSpec, str]]) -> None:
+    """Check that a plan and specs name the same vectors.
+
+    Args:
+        plan: the plan.
+        outputs: table and feature of each key of the specs, in order.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    expected = {key: (feature, spec.pooling) for key, (spec, feature) in outputs.items()}
+    planned = {o.key: (o.feature, o.pooling) for o in plan.outputs}
+    if list(expected.items()) != list(planned.items()):
+        wrong = [k for k in {**expected, **planned} if expected.get(k) != planned.get(k)]
+        raise ValueError(
+            f"PlannedTables: plan and specs differ in feature, pooling or order of "
+            f"{wrong or 'their keys'}; make one output of the plan for each key of the specs"
+        )

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from recemb.tables.row_source import merge_bytes
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
-from recemb.tables.tables import Tables
+from recemb.tables.tables import Share, Tables
 
 
 class JoinedTables(Tables):
@@ -106,6 +106,17 @@ class JoinedTables(Tables):
     def penalty(self) -> Tensor:
         """Return the sum of the parts' terms of the loss, a scalar."""
         return torch.stack([self.part(name).penalty() for name in self.parts]).sum()
+
+    def why_not_sharded(self) -> str | None:
+        """Return why several processes cannot share these tables, or None if they can."""
+        reasons = ((name, self.part(name).why_not_sharded()) for name in self.parts)
+        return next((f"of the part '{name}', {why}" for name, why in reasons if why), None)
+
+    def sharded(self, share: Share) -> Tables:
+        """Return these tables made anew for one of several ranks; see `Tables`."""
+        return JoinedTables(
+            self.specs, {name: self.part(name).sharded(share) for name in self.parts}
+        )
 
     def freeze(self) -> "JoinedTables":
         """Return the serving form of every part."""

@@ -168,6 +168,16 @@ class Context(Protocol):
         """Return the device to train on."""
         ...
 
+    def shared(self, build: Callable[[torch.device], Tables]) -> Tables:
+        """Return untrained tables, of which each of several processes holds its part.
+
+        For the tables of a method's `shared_stages`.
+
+        Args:
+            build: makes them on a device: on the meta device first, where there are several.
+        """
+        ...
+
     def fit(
         self, tables: Tables, *, stage: str, recipe: Recipe | None = None
     ) -> Mapping[str, float]:
@@ -220,12 +230,15 @@ class Method(abc.ABC):
         trains_as_served: whether vectors in training are those that serving gives; not where they
             depend on the batch's other ids, or where parts of them are drawn.
         starts_as_full: whether initial vectors have the standard deviation of a full table's.
+        why_unshared: why several processes cannot share the training, where `run` is not the usual
+            one and there are no `shared_stages`.
     """
 
     stages: Sequence[str] = ("train",)
     has_gradients: ClassVar[bool] = True
     trains_as_served: ClassVar[bool] = True
     starts_as_full: ClassVar[bool] = True
+    why_unshared: ClassVar[str] = "its training looks at whole tables, which no process has"
 
     @abc.abstractmethod
     def plan(self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None) -> Plan:
@@ -265,9 +278,21 @@ class Method(abc.ABC):
 
         A method of several stages overrides this with ordinary code.
         """
-        tables = built_for(ctx, self.build)
+
+        def build(device: torch.device) -> Tables:
+            return built_for(ctx, self.build, device=device)
+
+        tables = ctx.shared(build)
         ctx.fit(tables, stage="train")
         return tables
+
+    def shared_stages(self) -> Sequence[str]:
+        """Return the stages that several processes can share, in order.
+
+        All of the usual `run`. A method with another one names those, at its end, whose tables
+        `ctx.shared` makes; the stages before them are finished by one process.
+        """
+        return self.stages if type(self).run is Method.run else ()
 
     def feasible_plan(
         self, specs: Sequence[TableSpec], stats: IdCounts, budget: Budget | None
@@ -283,13 +308,21 @@ class Method(abc.ABC):
         return plan
 
 
-def built_for(ctx: Context, build: Callable[..., TablesT]) -> TablesT:
-    """Return what a method's `build` makes of that which a recipe is asked for."""
+def built_for(
+    ctx: Context, build: Callable[..., TablesT], *, device: torch.device | None = None
+) -> TablesT:
+    """Return what a method's `build` makes of that which a recipe is asked for.
+
+    Args:
+        ctx: what is asked for.
+        build: the method's.
+        device: where to; None for that of `ctx`.
+    """
     return build(
         ctx.specs,
         ctx.id_counts,
         ctx.budget,
         optimizer=ctx.optimizer,
         seed=ctx.seed,
-        device=ctx.device,
+        device=ctx.device if device is None else device,
     )

@@ -71,3 +71,18 @@ class TableOptimizer:
                 raise ValueError(
                     f"TableOptimizer: {field} must be in [0, 1), got {getattr(self, field)}"
                 )
+
+
+def check_learning_rate(optimizer: TableOptimizer | None, learning_rate: float) -> None:
+    """Check that tables with this optimizer can be given a learning rate.
+
+    Raises:
+        ValueError: if it is negative, or there is no optimizer.
+    """
+    if optimizer is None:
+        raise ValueError(
+            "tables: there is no table optimizer whose learning rate could be set; pass "
+            "optimizer=TableOptimizer(...) or set it in your own optimizer"
+        )
+    if learning_rate < 0:
+        raise ValueError(f"tables: learning_rate must not be negative, got {learning_rate}")

@@ -16,16 +16,16 @@ from recemb.tables.bounds import Bounds, BoundsCheck
 from recemb.tables.compose import Composer, RowPrograms, combine, project
 from recemb.tables.engine import Engine, RowEngine, RowPass
 from recemb.tables.gather import gather_rows
-from recemb.tables.ingredients import Ingredients, plan_buffers
+from recemb.tables.ingredients import Ingredients, check_outputs, plan_buffers
 from recemb.tables.initial import Initial, draw_weights
 from recemb.tables.layout import Layout, Unit, group_tables, lay_out
 from recemb.tables.lookup_plan import LookupPlan
 from recemb.tables.named_tensors import NamedTensors, load_named
-from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.optimizer import TableOptimizer, check_learning_rate
 from recemb.tables.program import run_program
 from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
-from recemb.tables.tables import Tables
+from recemb.tables.tables import Share, Tables
 from recemb.tables.transform import TransformFactory, Transforms
 from recemb.tables.updater import UNFINISHED
 
@@ -91,7 +91,7 @@ class PlannedTables(Tables):
         self.sequence_dims = {
             o.key: o.embedding_dim for o in plan.outputs if o.key in self.sequence_keys
         }
-        self._check_outputs()
+        check_outputs(plan, self.outputs)
         self._bounds = BoundsCheck(bounds)
         self._device = torch.device("cpu" if device is None else device)
         self.plan_buffers = plan_buffers(plan, buffers or {}, self._device)
@@ -119,12 +119,15 @@ class PlannedTables(Tables):
         self.ingredients: Ingredients | None = None
         if self._device.type != "meta":
             self._draw(initial or {}, seed)
+            for its in self.transforms.all():
+                its.draw(seed, initial or {}, self.table)
         else:
             self.ingredients = Ingredients(
                 backend=backend,
                 bounds=bounds,
                 buffers=buffers or {},
                 initial=initial or {},
+                transform=transform,
                 seed=seed,
             )
 
@@ -283,19 +286,31 @@ class PlannedTables(Tables):
         plan = json.loads(self.plan.to_json())
         return {**super().identity(), "plan": plan, "optimizer": kind}
 
+    def why_not_sharded(self) -> str | None:
+        """Return why several processes cannot share these tables, or None if they can."""
+        # A subclass says for itself whether what it adds needs all rows.
+        return self.why_rows_stay() if type(self) is PlannedTables else super().why_not_sharded()
+
+    def why_rows_stay(self) -> str | None:
+        """Return why ranks cannot hold parts of these rows, whatever a subclass does with them."""
+        if self.ingredients is None:
+            return "they exist already; build them on the meta device"
+        if self.optimizer is None:
+            return "they have no optimizer of their own; pass optimizer=TableOptimizer(...)"
+        reasons = (transform.why_not_sharded() for transform in self.transforms.all())
+        return next((reason for reason in reasons if reason), None)
+
+    def sharded(self, share: Share) -> Tables:
+        """Return these tables made anew for one of several ranks; see `Tables`."""
+        return share.rows(self)
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use `learning_rate` from the next update on.
 
         Raises:
             ValueError: if it is negative, or the tables have no optimizer of their own.
         """
-        if self.optimizer is None:
-            raise ValueError(
-                "tables: there is no table optimizer whose learning rate could be set; pass "
-                "optimizer=TableOptimizer(...) or set it in your own optimizer"
-            )
-        if learning_rate < 0:
-            raise ValueError(f"tables: learning_rate must not be negative, got {learning_rate}")
+        check_learning_rate(self.optimizer, learning_rate)
         for updater in self.engine.updaters:
             updater.learning_rate = learning_rate
 
@@ -336,21 +351,6 @@ class PlannedTables(Tables):
 
     def _units_of(self, reading: RowPass) -> list[Unit]:
         return [unit.unit for unit in reading.units]
-
-    def _check_outputs(self) -> None:
-        """Check that plan and specs name the same vectors.
-
-        Raises:
-            ValueError: if they do not.
-        """
-        expected = {key: (feature, spec.pooling) for key, (spec, feature) in self.outputs.items()}
-        planned = {o.key: (o.feature, o.pooling) for o in self.plan.outputs}
-        if list(expected.items()) != list(planned.items()):
-            wrong = [k for k in {**expected, **planned} if expected.get(k) != planned.get(k)]
-            raise ValueError(
-                f"PlannedTables: plan and specs differ in feature, pooling or order of "
-                f"{wrong or 'their keys'}; make one output of the plan for each key of the specs"
-            )
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the names, for a state_dict, and the tensors that are not rows."""

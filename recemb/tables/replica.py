@@ -6,9 +6,9 @@ Shapes: `U` rows that a rank touched, `D` embedding_dim.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
+from recemb.tables.gathered import gathered
 from recemb.tables.lookup import Lookups
 from recemb.tables.store import GroupStore
 from recemb.tables.updater import Part, Updater, merge
@@ -44,7 +44,7 @@ class ReplicaUpdater:
         grad = parts[0].grad if len(parts) == 1 else torch.cat([p.grad for p in parts])
         touched = merge([part.lookups for part in parts])
         summed = touched.gradient(grad, 0, touched.rows.numel())
-        rows = self._gathered(touched.rows)
+        rows = gathered(touched.rows, self._group)
         lookups = Lookups(
             rows=rows,
             offsets=None,
@@ -54,16 +54,4 @@ class ReplicaUpdater:
             num_outputs=rows.numel(),
             sizes=(rows.numel(),),
         )
-        self.updater.add([Part(lookups=lookups, grad=self._gathered(summed))])
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        """Return the values (U, ...) of all ranks, one rank's after the other's."""
-        size = torch.tensor([values.shape[0]], device=values.device)
-        sizes = [torch.zeros_like(size) for _ in range(self._group.size())]
-        dist.all_gather(sizes, size, group=self._group)
-        counts = [int(s) for s in sizes]
-        padded = values.new_zeros((max(counts), *values.shape[1:]))
-        padded[: values.shape[0]] = values
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=self._group)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        self.updater.add([Part(lookups=lookups, grad=gathered(summed, self._group))])

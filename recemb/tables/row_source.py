@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 from recemb.tables.bags import Bags
+from recemb.tables.gathered import gathered
 from recemb.tables.lookup_plan import Output
 
 HASH_SEED = "hash_seed"
@@ -30,10 +32,14 @@ class RowSource(nn.Module, abc.ABC):
         form: names the kind of source where it is written down.
         packable: which of its tensors may have fewer bits in serving, decoded whole for every
             batch: a regular expression of their names; None for none.
+        reads_batch: whether in training mode a row depends on all ids of the batch.
+        process_group: the ranks that share a batch; None for one process.
     """
 
     form: ClassVar[str]
     packable: ClassVar[str | None] = None
+    reads_batch: ClassVar[bool] = False
+    process_group: dist.ProcessGroup | None = None
 
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -43,7 +49,7 @@ class RowSource(nn.Module, abc.ABC):
     def forward(self, table: str, ids: Tensor) -> Tensor:
         """Return the rows (N, D) of `ids` (N,) int64 of a table.
 
-        In training mode they may depend on all of `ids` (batch normalisation); `truth` does not.
+        In training mode they may depend on all of `ids` (`reads_batch`); `truth` does not.
         """
 
     @abc.abstractmethod
@@ -120,11 +126,20 @@ class RowSource(nn.Module, abc.ABC):
         for table, features in members.items():
             joined = torch.cat([ids[f] for f in features]).long()
             distinct, places = torch.unique(joined, return_inverse=True)
-            vectors = self(table, distinct)
+            vectors = self._rows_of(table, distinct)
             sizes = [bags.sizes[f] for f in features]
             for f, its in zip(features, torch.split(places, sizes), strict=True):
                 found[f] = (vectors, its)
         return [found[feature] for feature in range(len(outputs))]
+
+    def _rows_of(self, table: str, ids: Tensor) -> Tensor:
+        """Return the rows (U, D) of this rank's distinct ids (U,), those of one process."""
+        if self.process_group is None or not (self.training and self.reads_batch):
+            rows: Tensor = self(table, ids)
+            return rows
+        # The sum over ranks of the gradients of parameters is then that of one process, too.
+        every = torch.unique(gathered(ids, self.process_group))
+        return F.embedding(torch.searchsorted(every, ids), self(table, every))
 
     def _save_to_state_dict(self, *args: object) -> None:
         """Save nothing: the owner names the tensors."""

@@ -18,7 +18,7 @@ from recemb.tables.planned import PlannedTables
 from recemb.tables.sharded_engine import ShardedEngine
 from recemb.tables.sharding import Shard, ShardingPlan
 from recemb.tables.storage import Storage
-from recemb.tables.tables import Tables
+from recemb.tables.tables import Share, Tables
 from recemb.tables.tensor_chunks import Chunk, TensorChunks
 from recemb.tables.updater import UNFINISHED
 
@@ -55,7 +55,7 @@ class ShardedTables(PlannedTables):
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if reason := why_not_sharded(tables) or _why_not(tables, sharding):
+        if reason := tables.why_rows_stay() or _why_not(tables, sharding):
             raise ValueError(f"tables cannot be sharded: {reason}")
         group = dist.group.WORLD if process_group is None else process_group
         assert group is not None
@@ -77,9 +77,12 @@ class ShardedTables(PlannedTables):
             bounds=ingredients.bounds,
             buffers=ingredients.buffers,
             initial=ingredients.initial,
+            transform=ingredients.transform,
             seed=ingredients.seed,
             device=device,
         )
+        for transform in self.transforms.all():
+            transform.process_group = group
 
     def storage(self) -> Storage:
         """Return the exact bytes over all ranks, replicas counted once."""
@@ -114,50 +117,6 @@ class ShardedTables(PlannedTables):
             "sharded tables have no serving form; load their checkpoint into one process, which "
             "`recemb export` does, and freeze those"
         )
-
-    def gathered(self) -> dict[str, Any] | None:
-        """Return the state_dict of unsharded tables on rank 0, on the CPU, None elsewhere.
-
-        Collective. For tables that one process can hold.
-        """
-        found = {}
-        rank = self.process_group.rank()
-        for name, value in self.state_dict().items():
-            if not isinstance(value, TensorChunks):
-                found[name] = value.detach().cpu().clone()
-                continue
-            boxes: list[Any] = [None] * self.process_group.size()
-            mine = [(chunk.offsets, tuple(chunk.values.shape)) for chunk in value.chunks]
-            dist.all_gather_object(boxes, mine, group=self.process_group)
-            whole = torch.empty(value.shape if rank == 0 else (0,), dtype=value.dtype)
-            done = set()
-            for owner, its in enumerate(boxes):
-                for number, (offsets, shape) in enumerate(its):
-                    if offsets in done:
-                        continue  # A copy of what another rank has sent.
-                    done.add(offsets)
-                    part = value.chunks[number].values.contiguous() if rank == owner else None
-                    self._collect(whole, part, owner, offsets, shape)
-            found[name] = whole
-        return found if rank == 0 else None
-
-    def _collect(
-        self,
-        whole: Tensor,
-        part: Tensor | None,
-        owner: int,
-        offsets: tuple[int, ...],
-        shape: tuple[int, ...],
-    ) -> None:
-        """Bring one rank's chunk to rank 0."""
-        rank = self.process_group.rank()
-        if rank == 0:
-            if part is None:
-                part = torch.empty(shape, dtype=whole.dtype, device=self._device)
-                dist.recv(part, group=self.process_group, group_src=owner)
-            _box(whole, offsets, shape).copy_(part)
-        elif part is not None:
-            dist.send(part, group=self.process_group, group_dst=0)
 
     @property
     def _sharded(self) -> ShardedEngine:
@@ -287,14 +246,20 @@ class ShardedTables(PlannedTables):
                 )
             elif isinstance(target, TensorChunks):
                 for chunk in target.chunks:
-                    _fill(chunk, source)
+                    chunk.fill_from(source)
             else:
                 target.detach().copy_(source)
         missing_keys += [prefix + name for name in steps if prefix + name not in state_dict]
         self._load_steps({n: state_dict[prefix + n] for n in steps if prefix + n in state_dict})
         expected = {prefix + name for name in (*targets, *steps)}
         if strict:
-            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in expected]
+            unexpected_keys += [
+                k
+                for k in state_dict
+                if k.startswith(prefix)
+                and not k.startswith(f"{prefix}transforms.")
+                and k not in expected
+            ]
 
     def _load_steps(self, steps: Mapping[str, Any]) -> None:
         for store, shards in zip(self._sharded.stores, self._sharded.shards, strict=True):
@@ -303,20 +268,40 @@ class ShardedTables(PlannedTables):
                     store.step = int(steps[name])
 
 
-def why_not_sharded(tables: Tables) -> str | None:
-    """Return why `tables` cannot be sharded in any way, or None if they can."""
-    if type(tables) is not PlannedTables:
-        return (
-            f"{type(tables).__name__} do more than look rows up: they compute or keep something "
-            "about all rows, which no rank has; train them in one process"
-        )
-    if tables.transforms.by_group:
-        return "their rows pass through functions with parameters of their own"
-    if tables.ingredients is None:
-        return "they exist already; build them on the meta device"
-    if tables.optimizer is None:
-        return "they have no optimizer of their own; pass optimizer=TableOptimizer(...)"
-    return None
+def planned_parts(tables: Tables) -> list[PlannedTables]:
+    """Return the tables, among `tables` and those within them, that look rows up."""
+    return [module for module in tables.modules() if isinstance(module, PlannedTables)]
+
+
+def shard_tables(
+    tables: Tables,
+    sharding: ShardingPlan,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    device: torch.device | str = "cpu",
+) -> Tables:
+    """Return the same tables, of which this rank holds its shards; collective.
+
+    Args:
+        tables: what to shard, on the meta device.
+        sharding: who holds what of the physical tables of all `planned_parts`.
+        process_group: the ranks; None for all.
+        device: where this rank's part lives.
+
+    Raises:
+        ValueError: if the tables cannot be sharded in this way; says why.
+    """
+    if reason := tables.why_not_sharded():
+        raise ValueError(f"tables cannot be sharded: {reason}")
+
+    group = dist.group.WORLD if process_group is None else process_group
+    assert group is not None
+
+    def rows(part: Tables) -> Tables:
+        assert isinstance(part, PlannedTables)
+        return ShardedTables(part, sharding, process_group=group, device=device)
+
+    return tables.sharded(Share(rows=rows, process_group=group, device=torch.device(device)))
 
 
 def _why_not(tables: PlannedTables, sharding: ShardingPlan) -> str | None:
@@ -348,28 +333,3 @@ def _chunked(
             for shard, values in held
         ],
     )
-
-
-def _fill(chunk: Chunk, source: Tensor | TensorChunks) -> None:
-    """Copy from a whole tensor, or from what overlaps with it of a tensor's chunks."""
-    if isinstance(source, Tensor):
-        chunk.values.copy_(_box(source, chunk.offsets, tuple(chunk.values.shape)))
-        return
-    for other in source.chunks:
-        first = [max(a, b) for a, b in zip(chunk.offsets, other.offsets, strict=True)]
-        last = [
-            min(a + c, b + d)
-            for a, b, c, d in zip(
-                chunk.offsets, other.offsets, chunk.values.shape, other.values.shape, strict=True
-            )
-        ]
-        size = tuple(e - b for b, e in zip(first, last, strict=True))
-        if all(n > 0 for n in size):
-            here = tuple(a - b for a, b in zip(first, chunk.offsets, strict=True))
-            there = tuple(a - b for a, b in zip(first, other.offsets, strict=True))
-            _box(chunk.values, here, size).copy_(_box(other.values, there, size))
-
-
-def _box(tensor: Tensor, offsets: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-    """Return the part of a tensor that begins at `offsets`, a view."""
-    return tensor[tuple(slice(a, a + n) for a, n in zip(offsets, shape, strict=True))]

@@ -5,18 +5,34 @@ Shapes: `B` examples, `N` ids, `D` embedding_dim.
 
 import abc
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from recemb.tables.engine import RowEngine
 from recemb.tables.spec import TableSpec, output_keys
 from recemb.tables.storage import Storage
 from recemb.tables.store import GroupStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several ranks gets of some tables.
+
+    Attributes:
+        rows: makes, of planned tables, those of which this rank holds its shards.
+        process_group: the ranks.
+        device: where everything else lives.
+    """
+
+    rows: Callable[["Tables"], "Tables"]
+    process_group: dist.ProcessGroup
+    device: torch.device
 
 
 class Tables(nn.Module, abc.ABC):
@@ -126,6 +142,27 @@ class Tables(nn.Module, abc.ABC):
         The next backward pass with False applies one exact update of the sum over everything that
         was collected, itself included: gradient accumulation over micro-batches.
         """
+
+    def why_not_sharded(self) -> str | None:
+        """Return why several processes cannot share these tables, or None if they can."""
+        return (
+            f"{type(self).__name__} do more than look rows up: they compute or keep something "
+            "about all rows, which no rank has; train them in one process"
+        )
+
+    def sharded(self, share: "Share") -> "Tables":
+        """Return these tables made anew for one of several ranks; they are on the meta device.
+
+        Rows are as `share` makes them. What is computed with them is the same on every rank, its
+        parameters are among `dense_parameters`, and whoever trains sums their gradients.
+
+        Args:
+            share: what this rank gets.
+
+        Raises:
+            ValueError: if `why_not_sharded` says so.
+        """
+        raise ValueError(f"tables cannot be sharded: {self.why_not_sharded()}")
 
     def reset_optimizer(self) -> None:
         """Set the state of the rows' own optimizer to that before the first update."""

@@ -28,6 +28,25 @@ class Chunk:
     offsets: tuple[int, ...]
     values: Tensor = field(repr=False)
 
+    def fill_from(self, source: "Tensor | TensorChunks") -> None:
+        """Copy from a whole tensor, or from what overlaps with this of a tensor's chunks."""
+        if isinstance(source, Tensor):
+            self.values.copy_(box_of(source, self.offsets, tuple(self.values.shape)))
+            return
+        for other in source.chunks:
+            first = [max(a, b) for a, b in zip(self.offsets, other.offsets, strict=True)]
+            last = [
+                min(a + c, b + d)
+                for a, b, c, d in zip(
+                    self.offsets, other.offsets, self.values.shape, other.values.shape, strict=True
+                )
+            ]
+            size = tuple(e - b for b, e in zip(first, last, strict=True))
+            if all(n > 0 for n in size):
+                here = tuple(a - b for a, b in zip(first, self.offsets, strict=True))
+                there = tuple(a - b for a, b in zip(first, other.offsets, strict=True))
+                box_of(self.values, here, size).copy_(box_of(other.values, there, size))
+
 
 class TensorChunks:
     """The chunks of one tensor that this process holds; the others are elsewhere.
@@ -99,6 +118,11 @@ class TensorChunks:
         """Return the chunks that hold values, or any of a tensor that has none."""
         is_empty = self.shape.numel() == 0
         return [c for c in self.chunks if c.values.numel()] or list(self.chunks[: int(is_empty)])
+
+
+def box_of(tensor: Tensor, offsets: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Return the part of a tensor that begins at `offsets`, a view."""
+    return tensor[tuple(slice(a, a + n) for a, n in zip(offsets, shape, strict=True))]
 
 
 def _box(chunk: Chunk) -> ChunkStorageMetadata:

@@ -7,12 +7,14 @@ Shapes: `N` rows that were read, `R` rows of a group's buffer, `D` its width, `T
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from recemb.tables.engine import Read
+from recemb.tables.initial import Initial
 from recemb.tables.layout import Group, Unit
 
 
@@ -21,6 +23,7 @@ class RowTransform(nn.Module, abc.ABC):
 
     Attributes:
         group: the tables.
+        process_group: the ranks that share the tables; None for one process.
 
     Args:
         group: the tables.
@@ -29,6 +32,7 @@ class RowTransform(nn.Module, abc.ABC):
     def __init__(self, group: Group) -> None:
         super().__init__()
         self.group = group
+        self.process_group: dist.ProcessGroup | None = None
 
     @abc.abstractmethod
     def forward(self, vectors: Tensor, rows: Tensor, tables: Tensor) -> Tensor:
@@ -39,6 +43,28 @@ class RowTransform(nn.Module, abc.ABC):
             rows: (N,) rows of the group's buffer; -1 for absent.
             tables: (N,) int64, the table of each row, as its place in the group.
         """
+
+    def draw(
+        self,
+        seed: int,
+        initial: Mapping[str, Initial | Tensor],
+        weights: Callable[[str], Tensor],
+    ) -> None:
+        """Draw the parameters that are drawn, once the rows are there; by default none.
+
+        Args:
+            seed: of the draws.
+            initial: how the rows of each table were drawn, or what they are.
+            weights: returns the rows (n, D) of a table of the group; no rank of several has them.
+        """
+
+    def why_not_sharded(self) -> str | None:
+        """Return why ranks cannot share rows that pass through this, or None if they can.
+
+        They can if a row's result depends on nothing but the row and parameters that the trainer's
+        dense optimizer updates, and if `penalty` says on each of W ranks W times its part.
+        """
+        return "their rows pass through functions with parameters of their own"
 
     def penalty(self) -> Tensor:
         """Return the term, a scalar, that this adds to the loss."""

@@ -11,7 +11,7 @@ import yaml
 # What does not change the result of a run.
 _NOT_HASHED = (
     *("paths.", "logger.", "progress", "traceback", "name", "data.raw"),
-    *("sharding", "world_size", "timeout_seconds"),
+    *("sharding", "world_size", "timeout_seconds", "stop_before"),
     *("trainer.async_checkpoint", "trainer.keep_checkpoints"),
 )
 

@@ -22,10 +22,11 @@ from recemb.train.evaluation import score, score_split
 from recemb.train.fit import Fit
 from recemb.train.fit_plan import DenseOptimizer, FitPlan
 from recemb.train.log import RunLog
-from recemb.train.progress import Progress
+from recemb.train.progress import Progress, StageReachedError
 from recemb.train.ranks import Ranks
 from recemb.train.settings import TrainerSettings
 from recemb.train.sharded_checkpoints import checkpoints_of
+from recemb.train.sharded_run import spread, unfinished
 from recemb.train.validation import ValidationStream
 
 _RESULT = "result"
@@ -59,6 +60,9 @@ class TrainingContext:
         resume_command: what to tell a user who interrupts.
         stages: names of the method's fits, in order.
         method: the method's name.
+        shared_stages: those of them that several processes can share.
+        sharding: how they share the tables, see `sharding_of`; None for one process.
+        stop_before: the stage before which to stop; None for none.
     """
 
     prepared: Prepared
@@ -75,6 +79,9 @@ class TrainingContext:
     resume_command: str
     stages: Sequence[str] = ("train",)
     method: str = ""
+    shared_stages: Sequence[str] = ()
+    sharding: str | Mapping[str, Any] | None = None
+    stop_before: str | None = None
     _fitted: FittedModel | None = field(default=None, init=False)
     _log_bytes: int = field(default=0, init=False)
 
@@ -100,6 +107,20 @@ class TrainingContext:
             raise RuntimeError("the method's run() returned without a fit; call ctx.fit(tables)")
         return self._fitted
 
+    def shared(self, build: Callable[[torch.device], Tables]) -> Tables:
+        """Return untrained tables, of which each of several processes holds its part.
+
+        Args:
+            build: makes them on a device: on the meta device first, where there are several.
+
+        Raises:
+            ValueError: if they cannot be sharded; says why.
+        """
+        if Ranks.current().world_size == 1:
+            return build(self.device)
+        meta = build(torch.device("meta"))
+        return spread(meta, self.sharding, owner=self.method, device=self.device, log=self.log)
+
     def fit(
         self, tables: Tables, *, stage: str, recipe: Recipe | None = None
     ) -> Mapping[str, float]:
@@ -114,11 +135,17 @@ class TrainingContext:
             The validation metrics of that state.
 
         Raises:
-            ValueError: if the stage is unknown.
+            ValueError: if the stage is unknown, or one process has to finish it first.
+            StageReachedError: before the stage before which to stop.
         """
         if stage not in self.stages:
             raise ValueError(
                 f"fit: there is no stage '{stage}'; the method's stages are {list(self.stages)}"
+            )
+        if stage == self.stop_before:
+            raise StageReachedError(
+                f"stopped before stage '{stage}', as stop_before says; everything before it is "
+                f"saved. To go on: {self.resume_command}"
             )
         recipe = Recipe() if recipe is None else recipe
         torch.manual_seed(self.seed)
@@ -140,6 +167,7 @@ class TrainingContext:
             optimizer_state=self.fitted.optimizer_state if recipe.optimizer == "keep" else None,
             title=self._title(stage),
             method=self.method,
+            unfinished=None if self._is_shared(stage) else self._unfinished(f"stage '{stage}'"),
         )
         Ranks.current().part_random(self.seed)
         fit = Fit(plan, store=self._checkpoints_of(stage, tables), log=self.log)
@@ -156,10 +184,15 @@ class TrainingContext:
         Args:
             name: the folder of its checkpoint.
             compute: returns tensors and plain values.
+
+        Raises:
+            ValueError: if there are several processes, and one alone has to do it first.
         """
         store = CheckpointStore(self.checkpoints / name)
         found = store.load_newest(_RESULT)
         if found is None:
+            if Ranks.current().world_size > 1:
+                raise ValueError(self._unfinished(f"'{name}'"))
             store.save(CheckpointName(_RESULT, 0), compute())
             found = store.load_newest(_RESULT)
         assert found is not None
@@ -193,8 +226,17 @@ class TrainingContext:
 
     def _checkpoints_of(self, stage: str, tables: Tables) -> Checkpoints:
         """Return the checkpoints of a stage."""
+        if not self._is_shared(stage):
+            return CheckpointStore(self.checkpoints / stage)
         in_background = self.settings.async_checkpoint
         return checkpoints_of(self.checkpoints / stage, tables, in_background=in_background)
+
+    def _is_shared(self, stage: str) -> bool:
+        """Return whether all processes that there are fit a stage."""
+        return Ranks.current().world_size == 1 or stage in self.shared_stages
+
+    def _unfinished(self, what: str) -> str:
+        return unfinished(self.method, what, self.shared_stages[0])
 
     def _settings(self, recipe: Recipe) -> TrainerSettings:
         """Return the trainer's settings with those that the recipe replaces."""

@@ -21,7 +21,7 @@ from recemb.train.fit_plan import DenseOptimizer
 from recemb.train.log import RunLog
 from recemb.train.ranks import Ranks
 from recemb.train.settings import TrainerSettings
-from recemb.train.sharded_run import run_sharded
+from recemb.train.sharded_run import check_shared
 from recemb.train.summary import hardware, peak_memory_bytes, versions
 
 
@@ -42,6 +42,7 @@ class Experiment:
         budget: allowed size of the tables, or None.
         resume_command: what to tell a user who interrupts.
         sharding: how several processes share the tables, see `sharding_of`; None if they may not.
+        stop_before: the stage before which to stop; None for none.
     """
 
     prepared: Prepared
@@ -56,6 +57,7 @@ class Experiment:
     budget: Budget | None = None
     resume_command: str = "run the same command again"
     sharding: str | Mapping[str, Any] | None = None
+    stop_before: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +110,15 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     torch.use_deterministic_algorithms(settings.deterministic)
-    context = training_context(experiment, folder=folder, log=log)
     if Ranks.current().world_size > 1:
-        tables = run_sharded(experiment.method, context, experiment.sharding)
-    else:
-        tables = experiment.method.run(context)
+        check_shared(experiment.method, experiment.sharding)
+    if experiment.stop_before not in (None, *experiment.method.stages):
+        raise ValueError(
+            f"stop_before={experiment.stop_before}: the method's stages are "
+            f"{', '.join(experiment.method.stages)}"
+        )
+    context = training_context(experiment, folder=folder, log=log)
+    tables = experiment.method.run(context)
     fitted = context.fitted
     metrics = _final_metrics(experiment, tables, fitted)
     return Trained(
@@ -151,6 +157,9 @@ def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> Tr
         resume_command=experiment.resume_command,
         stages=experiment.method.stages,
         method=type(experiment.method).__name__,
+        shared_stages=experiment.method.shared_stages(),
+        sharding=experiment.sharding,
+        stop_before=experiment.stop_before,
     )
 
 

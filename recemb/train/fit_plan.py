@@ -35,6 +35,7 @@ class FitPlan:
         optimizer_state: of the dense optimizer, to begin with; None for a fresh one.
         title: goes before "epoch" in the progress bar.
         method: name of the method; part of what checkpoints belong to.
+        unfinished: what is wrong if this fit was not finished before; None if nothing is.
     """
 
     prepared: Prepared
@@ -50,3 +51,4 @@ class FitPlan:
     optimizer_state: Mapping[str, Any] | None = None
     title: str = ""
     method: str = ""
+    unfinished: str | None = None

@@ -14,6 +14,10 @@ class InterruptedFitError(Exception):
     """A fit was told to stop (Ctrl-C, SIGTERM) and has saved itself."""
 
 
+class StageReachedError(Exception):
+    """A run came to the stage before which it was to stop; everything before that is saved."""
+
+
 @dataclass(kw_only=True)
 class Progress:
     """The position and the memory of a fit, after `step` updates.

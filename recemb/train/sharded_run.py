@@ -8,27 +8,24 @@ from torch import distributed as dist
 
 from recemb.tables.automatic_sharding import choose_shardings
 from recemb.tables.method import Method
-from recemb.tables.planned import PlannedTables
-from recemb.tables.sharded import ShardedTables, why_not_sharded
+from recemb.tables.physical_table import PhysicalTable
+from recemb.tables.sharded import planned_parts, shard_tables
 from recemb.tables.sharding import ShardingPlan, plan_sharding, read_shardings
 from recemb.tables.tables import Tables
-from recemb.train.context import TrainingContext
+from recemb.train.log import RunLog
 
 AUTO = "auto"
 
 
-def run_sharded(
-    method: Method, context: TrainingContext, sharding: str | Mapping[str, Any] | None
-) -> Tables:
-    """Return trained tables, of which this rank holds its shards: build them, then fit once.
+def check_shared(method: Method, sharding: str | Mapping[str, Any] | None) -> None:
+    """Check, before anything is read or allocated, that several processes can train a method.
 
     Args:
-        method: how they are stored.
-        context: trains them.
-        sharding: see `sharding_of`.
+        method: how tables are stored.
+        sharding: see `sharding_of`; None for none.
 
     Raises:
-        ValueError: before anything is allocated, if they cannot be sharded; says why.
+        ValueError: if not; says why.
     """
     if sharding is None:
         raise ValueError(
@@ -36,50 +33,88 @@ def run_sharded(
             "sharding=auto, row_wise, table_wise, column_wise, data_parallel or a plan's file, or "
             "start one process"
         )
-    planned = shardable(
-        method,
-        method.build(
-            context.specs,
-            context.id_counts,
-            context.budget,
-            optimizer=context.optimizer,
-            seed=context.seed,
-            device=torch.device("meta"),
-        ),
-    )
-    plan = sharding_of(sharding, planned, world_size=dist.get_world_size(), device=context.device)
-    for line in describe_sharding(plan, planned):
-        context.log.message(line)
-    tables = ShardedTables(planned, plan, device=context.device)
-    context.fit(tables, stage=context.stages[0])
-    return tables
+    if reason := why_not_method(method):
+        raise ValueError(f"{type(method).__name__} cannot be sharded: {reason}")
 
 
 def why_not_method(method: Method) -> str | None:
     """Return why a method's training cannot be shared by several processes; None if it can."""
-    if type(method).run is Method.run:
-        return None
+    return None if method.shared_stages() else f"{method.why_unshared}; train it in one process"
+
+
+def unfinished(method: str, what: str, stage: str) -> str:
+    """Return what to say where something is missing that one process has to do first.
+
+    Args:
+        method: whose training it is.
+        what: is missing.
+        stage: the first that processes can share.
+    """
     return (
-        f"its training is more than one fit (its stages: {', '.join(method.stages)}) and looks at "
-        "whole tables between or during them, which no process has; train it in one process"
+        f"{method}: {what} is not finished, and processes can share nothing before stage "
+        f"'{stage}'. Run the same command without torchrun and with stop_before={stage} first, in "
+        "the same folder (paths.run=...), and then this one again"
     )
 
 
-def shardable(method: Method, tables: Tables) -> PlannedTables:
-    """Return what `method` built on the meta device.
+def spread(
+    tables: Tables,
+    sharding: str | Mapping[str, Any] | None,
+    *,
+    owner: str,
+    device: torch.device,
+    log: RunLog,
+) -> Tables:
+    """Return tables of which this rank holds its shards; who holds what goes to the log.
+
+    Args:
+        tables: on the meta device.
+        sharding: see `sharding_of`.
+        owner: the method's name.
+        device: what the ranks compute on.
+        log: of the run.
 
     Raises:
-        ValueError: if it cannot be sharded; says why.
+        ValueError: before anything is allocated, if they cannot be sharded; says why.
     """
-    if reason := why_not_method(method) or why_not_sharded(tables):
-        raise ValueError(f"{type(method).__name__} cannot be sharded: {reason}")
-    assert isinstance(tables, PlannedTables)
+    assert sharding is not None
+    tables = shardable(tables, owner=owner)
+    plan = sharding_of(sharding, tables, world_size=dist.get_world_size(), device=device)
+    for line in describe_sharding(plan, tables):
+        log.message(line)
+    return shard_tables(tables, plan, device=device)
+
+
+def shardable(tables: Tables, *, owner: str) -> Tables:
+    """Return tables that a method built on the meta device.
+
+    Raises:
+        ValueError: if they cannot be sharded; says why.
+    """
+    if reason := tables.why_not_sharded():
+        raise ValueError(f"{owner} cannot be sharded: {reason}")
     return tables
+
+
+def physical_tables(tables: Tables) -> tuple[PhysicalTable, ...]:
+    """Return the physical tables of all parts.
+
+    Raises:
+        ValueError: if two parts have one of the same name, for a plan names tables.
+    """
+    found = tuple(table for part in planned_parts(tables) for table in part.plan.tables)
+    names = [table.name for table in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"sharding: several parts have physical tables {twice}; choose methods that name them "
+            "apart (scope=table), or train in one process"
+        )
+    return found
 
 
 def sharding_of(
     sharding: str | Mapping[str, Any],
-    tables: PlannedTables,
+    tables: Tables,
     *,
     world_size: int,
     device: torch.device,
@@ -92,17 +127,25 @@ def sharding_of(
         world_size: number of ranks.
         device: what they compute on.
     """
-    physical = tables.plan.tables
-    if sharding == AUTO:
-        assert tables.optimizer is not None
-        chosen = choose_shardings(physical, tables.optimizer, world_size=world_size, device=device)
+    physical = physical_tables(tables)
+    if sharding != AUTO or not physical:
+        chosen = read_shardings("row_wise" if sharding == AUTO else sharding, physical)
     else:
-        chosen = read_shardings(sharding, physical)
+        optimizer = planned_parts(tables)[0].optimizer
+        assert optimizer is not None
+        chosen = choose_shardings(physical, optimizer, world_size=world_size, device=device)
     return plan_sharding(physical, chosen, world_size=world_size)
 
 
-def describe_sharding(sharding: ShardingPlan, tables: PlannedTables) -> list[str]:
+def describe_sharding(sharding: ShardingPlan, tables: Tables) -> list[str]:
     """Return lines for a reader: how each physical table is sharded, and the bytes of each rank."""
-    sizes = sharding.rank_bytes(tables.plan.tables, tables.optimizer)
-    totals = [f"rank {r:<3} {size:>16,} bytes of rows and state" for r, size in enumerate(sizes)]
-    return [*sharding.describe(tables.plan.tables), *totals]
+    sizes = [0] * sharding.world_size
+    for part in planned_parts(tables):
+        its = sharding.rank_bytes(part.plan.tables, part.optimizer)
+        sizes = [size + more for size, more in zip(sizes, its, strict=True)]
+    lines = sharding.describe(physical_tables(tables))
+    if replicated := sum(parameter.nbytes for parameter in tables.dense_parameters()):
+        lines.append(f"every rank {replicated:>14,} bytes of parameters that all ranks hold")
+    return lines + [
+        f"rank {r:<3} {size:>16,} bytes of rows and state" for r, size in enumerate(sizes)
+    ]

@@ -37,7 +37,8 @@ def quantizer(variant, *, tail=None, **changes):
         quantization=Quantization(variant=variant, **changes),
         heads=heads,
     )
-    made.initialise(1, "coded", queries(), Initial(distribution="normal", spread=1.0))
+    rule = Initial(distribution="normal", spread=1.0)
+    made.draw(1, {"coded": rule}, lambda table: queries())
     return made
 
 

@@ -10,16 +10,26 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recemb.methods.compaction import compact
 from recemb.methods.compo_emb import CompoEmb
+from recemb.methods.dhe import DHE
 from recemb.methods.full import Full
+from recemb.methods.matryoshka import Matryoshka
 from recemb.methods.mde import MDE
+from recemb.methods.mgqe import MGQE
+from recemb.methods.robe import ROBE
+from recemb.methods.tt_rec import TTRec
 from recemb.methods.unified import Unified
-from recemb.tables.method import Budget, Method
+from recemb.tables.gathered import gathered_state
+from recemb.tables.method import Budget, IdCounts, Method
 from recemb.tables.optimizer import Kind, TableOptimizer
 from recemb.tables.planned import PlannedTables
-from recemb.tables.sharded import ShardedTables
+from recemb.tables.sharded import shard_tables
 from recemb.tables.sharding import plan_sharding, read_shardings
 from recemb.tables.spec import TableSpec
+from recemb.tables.tables import Tables
+from recemb.train.ranks import Ranks
+from recemb.train.sharded_run import physical_tables
 
 # Sums of float32 gradients in another order. Where Adagrad and Adam divide a gradient by its own
 # size, what is left of a sum that cancels decides a whole step: so targets keep sums from it.
@@ -38,11 +48,43 @@ SEQUENCES = (
     ),
     TableSpec(name="g", num_embeddings=9, embedding_dim=4, feature_names=("f2",), pooling="none"),
 )
+
+
+class Compacted(Full):
+    """The tables that OptEmbed retrains: some rows and columns are gone, ids are mapped."""
+
+    def build(
+        self,
+        specs: Sequence[TableSpec],
+        stats: IdCounts,
+        budget: Budget | None,
+        *,
+        optimizer: TableOptimizer | None,
+        seed: int,
+        device: torch.device,
+    ) -> PlannedTables:
+        draws = torch.Generator().manual_seed(seed)
+        wide = [spec for spec in specs if spec.embedding_dim > 4]
+        kept = {s.name: torch.rand(s.num_embeddings, generator=draws) < 0.6 for s in wide}
+        widths = {spec.name: spec.embedding_dim - 2 * (1 + i) for i, spec in enumerate(wide)}
+        weights = {
+            s.name: torch.randn(s.num_embeddings, s.embedding_dim, generator=draws) for s in specs
+        }
+        made = compact(specs, kept=kept, widths=widths, weights=weights)
+        return made.tables(specs, optimizer=optimizer, seed=seed, device=device)
+
+
 METHODS: Mapping[str, tuple[Method, Budget | None]] = {
     "full": (Full(), None),
     "unified": (Unified(exact_below=2), Budget(ratio=0.5)),
     "compo_emb": (CompoEmb(), Budget(ratio=0.5)),
     "mde": (MDE(), Budget(ratio=0.5)),
+    "optembed": (Compacted(), None),
+    "tt_rec": (TTRec(), Budget(ratio=0.5)),
+    "robe": (ROBE(), Budget(ratio=0.5)),
+    "dhe": (DHE(num_hashes=16), Budget(ratio=0.5)),
+    "matryoshka": (Matryoshka(), None),
+    "mgqe": (MGQE(num_parts=2, num_centroids=8, tail_centroids=4), None),
 }
 
 
@@ -82,32 +124,35 @@ class Case:
         return "-".join(["case", *kind, *changed])
 
 
-def build(case: Case, device: str) -> PlannedTables:
+def build(case: Case, device: str) -> Tables:
     """Return the tables of a case."""
     method, budget = METHODS[case.method]
     counts = {f: torch.arange(s.num_embeddings) for s in case.specs for f in s.feature_names}
     optimizer = TableOptimizer(kind=case.optimizer, learning_rate=0.05)
-    tables = method.build(
+    return method.build(
         case.specs, counts, budget, optimizer=optimizer, seed=1, device=torch.device(device)
     )
-    assert isinstance(tables, PlannedTables)
-    return tables
 
 
-def shard(case: Case) -> ShardedTables:
+def gathered(tables: Tables) -> dict[str, Any] | None:
+    """Return the state of unsharded tables on rank 0."""
+    group = dist.group.WORLD
+    assert group is not None
+    return gathered_state(tables.state_dict(), group)
+
+
+def shard(case: Case) -> Tables:
     """Return this rank's part of the tables of a case."""
     meta = build(case, "meta")
+    physical = physical_tables(meta)
     request: str | dict[str, Any] = case.sharding
     if request == "mixed":
         kinds = itertools.cycle(["row_wise", "column_wise", "table_wise", "data_parallel"])
-        names = [table.name for table in meta.plan.tables]
-        request = {"tables": dict(zip(names, kinds, strict=False))}
+        request = {"tables": dict(zip([table.name for table in physical], kinds, strict=False))}
     plan = plan_sharding(
-        meta.plan.tables,
-        read_shardings(request, meta.plan.tables),
-        world_size=dist.get_world_size(),
+        physical, read_shardings(request, physical), world_size=dist.get_world_size()
     )
-    return ShardedTables(meta, plan)
+    return shard_tables(meta, plan)
 
 
 def batch(case: Case, step: int, first: int, last: int) -> KeyedJaggedTensor:
@@ -135,7 +180,7 @@ def batch(case: Case, step: int, first: int, last: int) -> KeyedJaggedTensor:
     )
 
 
-def loss_of(tables: PlannedTables, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+def loss_of(tables: Tables, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
     """Return a loss, summed over examples, and the vectors that it is of."""
     pooled = tables(features)
     assert pooled.keys() == list(tables.keys)
@@ -147,7 +192,7 @@ def loss_of(tables: PlannedTables, features: KeyedJaggedTensor) -> tuple[Tensor,
     return loss, vectors
 
 
-def train(tables: PlannedTables, case: Case, *, rank: int = 0, world_size: int = 1) -> Tensor:
+def train(tables: Tables, case: Case, *, rank: int = 0, world_size: int = 1) -> Tensor:
     """Return the last vectors of this rank's share of the batches, after all updates."""
     vectors = torch.empty(0)
     dense = torch.optim.SGD(tables.dense_parameters() or [nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -158,10 +203,11 @@ def train(tables: PlannedTables, case: Case, *, rank: int = 0, world_size: int =
             last = case.batch_size * (rank + 1) // world_size
             features = batch(case, step * case.micro_batches + part, first, last)
             loss, vectors = loss_of(tables, features)
+            if part == case.micro_batches - 1:
+                loss = loss + tables.penalty() / world_size
             loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in tables.dense_parameters():
-            if world_size > 1 and parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+        if world_size > 1:
+            Ranks.current().sum_gradients(tables.dense_parameters())
         dense.step()
         dense.zero_grad()
     return vectors.detach()
@@ -171,11 +217,11 @@ def differences(case: Case) -> str | None:
     """Return how a sharded run differs from that of one process; None if it does not."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     one, many = build(case, "cpu"), shard(case)
-    begun = many.gathered()
+    begun = gathered(many)
     expected = train(one, case)
     found = train(many, case, rank=rank, world_size=world_size)
     share = slice(case.batch_size * rank // world_size, case.batch_size * (rank + 1) // world_size)
-    ended = many.gathered()
+    ended = gathered(many)
     try:
         torch.testing.assert_close(found, expected[share], **ROUNDING)
         if begun is not None and ended is not None:

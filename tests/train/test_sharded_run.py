@@ -6,14 +6,17 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import nn
 
 from recemb.tables.method import Method
 from recemb.tables.optimizer import TableOptimizer
-from recemb.tables.sharded import why_not_sharded
+from recemb.tables.sharded import planned_parts
 from recemb.tables.spec import TableSpec
+from recemb.tables.tables import Tables
 from recemb.train.sharded_run import (
+    check_shared,
     describe_sharding,
-    run_sharded,
+    physical_tables,
     shardable,
     sharding_of,
     why_not_method,
@@ -27,7 +30,7 @@ SPECS = [
 COUNTS = {f"f{i}": torch.arange(400 + i) for i in range(3)}
 
 
-def build(path: Path) -> tuple[Method, object]:
+def build(path: Path) -> tuple[Method, Tables]:
     method = instantiate(OmegaConf.load(path))
     return method, method.build(
         SPECS, COUNTS, None, optimizer=TableOptimizer(), seed=0, device=torch.device("meta")
@@ -36,36 +39,58 @@ def build(path: Path) -> tuple[Method, object]:
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_is_sharded_or_says_why_not(path: Path) -> None:
-    method = instantiate(OmegaConf.load(path))
+    method, tables = build(path)
     if reason := why_not_method(method):
         assert "one process" in reason
-        return
-    _, tables = build(path)
-    if why_not_sharded(tables):
         with pytest.raises(ValueError, match=f"{type(method).__name__} cannot be sharded: "):
-            shardable(method, tables)
+            check_shared(method, "row_wise")
         return
-    planned = shardable(method, tables)
-    plan = sharding_of("row_wise", planned, world_size=4, device=torch.device("cpu"))
-    assert len(plan.rank_bytes(planned.plan.tables, planned.optimizer)) == 4
+    check_shared(method, "row_wise")
+    if tuple(method.shared_stages()) == tuple(method.stages):
+        tables = shardable(tables, owner=path.stem)
+        plan = sharding_of("row_wise", tables, world_size=4, device=torch.device("cpu"))
+        assert plan.world_size == 4
 
 
-@pytest.mark.parametrize("name", ["full", "unified", "compo_emb", "mde", "hash", "tt_rec"])
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_run_of_its_own_names_what_is_shared_or_why_nothing_is(path: Path) -> None:
+    method = instantiate(OmegaConf.load(path))
+    is_said = type(method).why_unshared != Method.why_unshared
+    assert (type(method).run is Method.run) != (
+        is_said or type(method).shared_stages != Method.shared_stages
+    )
+    # A stage that is not shared is finished before one that is.
+    first = len(method.stages) - len(method.shared_stages())
+    assert list(method.shared_stages()) == list(method.stages)[first:]
+
+
+@pytest.mark.parametrize("name", ["full", "unified", "compo_emb", "mde", "hash", "robe", "mgqe"])
 def test_the_plan_page_has_a_line_for_each_rank(name: str) -> None:
-    method, tables = build(Path("conf/embedding") / f"{name}.yaml")
-    if name == "tt_rec":
-        with pytest.raises(ValueError, match="TTRec cannot be sharded: ComputedTables do more"):
-            shardable(method, tables)
-        return
-    planned = shardable(method, tables)
-    plan = sharding_of("row_wise", planned, world_size=2, device=torch.device("cpu"))
-    lines = describe_sharding(plan, planned)
+    _, tables = build(Path("conf/embedding") / f"{name}.yaml")
+    plan = sharding_of("row_wise", tables, world_size=2, device=torch.device("cpu"))
+    lines = describe_sharding(plan, tables)
     sizes = [int(line.split()[2].replace(",", "")) for line in lines[-2:]]
-    stored = planned.storage()
-    rest = sum(stored.serve.get(part, 0) for part in ("buffers", "projections"))
+    shared = {"buffers", "projections", "transforms"}
+    stored = planned_parts(tables)[0].storage()
+    rest = sum(size for part, size in stored.train.items() if part in shared)
     assert sum(sizes) == stored.train_bytes - rest
+
+
+def test_parameters_that_every_rank_holds_are_on_the_plan_page() -> None:
+    _, tables = build(Path("conf/embedding/low_dimension.yaml"))
+    plan = sharding_of("row_wise", tables, world_size=2, device=torch.device("cpu"))
+    held = sum(p.nbytes for p in tables.dense_parameters())
+    words = [line.split()[:3] for line in describe_sharding(plan, tables)]
+    assert ["every", "rank", f"{held:,}"] in words
 
 
 def test_one_process_is_told_of_a_group_that_needs_a_sharding() -> None:
     with pytest.raises(ValueError, match="sharding=none; choose sharding=auto"):
-        run_sharded(instantiate(OmegaConf.load(METHODS[0])), None, None)
+        check_shared(instantiate(OmegaConf.load(METHODS[0])), None)
+
+
+def test_parts_that_name_tables_alike_are_refused() -> None:
+    _, tables = build(Path("conf/embedding/full.yaml"))
+    twice = nn.ModuleList([tables, build(Path("conf/embedding/full.yaml"))[1]])
+    with pytest.raises(ValueError, match=r"parts have physical tables \['t0', 't1', 't2'\]"):
+        physical_tables(twice)
