@@ -4,10 +4,8 @@ import hashlib
 import json
 import random
 import re
-import resource
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 
 from recemb.checkpoint import checked_file
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
+from tests.full_disk import files_of_at_most
 
 OLD, NEW = CheckpointName("step", 1), CheckpointName("step", 2)
 TENSORS = "tensors-00000-of-00001.safetensors"
@@ -150,17 +149,6 @@ def test_a_manifest_of_endless_depth_is_refused(store: CheckpointStore) -> None:
 def test_a_configuration_in_a_checkpoint_stays_data(store: CheckpointStore) -> None:
     forge(store.folder / str(NEW), target)
     assert store.load(NEW) == {"_target_": "os.system", "command": "echo"}
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """Let every write beyond `num_bytes` of a file fail, as it would on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("num_bytes", [100, 2000, 100_000])

@@ -1,9 +1,7 @@
 """What becomes of a fit whose numbers or whose disk give out, and of one that others resume."""
 
-import resource
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,10 @@ from recemb.checkpoint import OtherTablesError, read_weights
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.data.batch import Batch
 from recemb.tables.full import full_tables
-from recemb.tables.method import Recipe, Updates
 from recemb.tables.planned import PlannedTables
+from recemb.tables.recipe import Recipe, Updates
 from recemb.train.context import TrainingContext
+from tests.full_disk import files_of_at_most
 
 Make = Callable[..., TrainingContext]
 NUM_STEPS = 5
@@ -191,17 +190,6 @@ def test_a_fit_that_saves_in_the_background_resumes_in_the_same_bits(make: Make)
     assert equal(tables, expected)
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """Let every write beyond the first bytes of a file fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("in_background", [False, True])
 def test_a_full_disk_ends_a_fit_which_goes_on_when_there_is_space(
     make: Make, in_background: bool
@@ -215,7 +203,7 @@ def test_a_full_disk_ends_a_fit_which_goes_on_when_there_is_space(
         context.fit(tables_of(context), stage="first", recipe=stop_at(3))
     context = make(max_epochs=1, async_checkpoint=in_background)
     message = r"could not be written .* are free\); free some space .*earlier checkpoints are"
-    with full_disk(), pytest.raises(OSError, match=message):
+    with files_of_at_most(4000), pytest.raises(OSError, match=message):
         context.fit(tables_of(context), stage="first")
     assert saved_steps(context) == [2, 3]
     context = make(max_epochs=1, async_checkpoint=in_background)
