@@ -255,6 +255,7 @@ def planted_claims(rows: Rows) -> list[Claim]:
     if not rows:
         return []
     searched = gain(rows, "D: widths", "D, random widths")
+    evolved = evolution_gains(rows)
     return [
         ("C1: AUC of rows pruned, over base", gain(rows, "E: rows", "base"), -0.003),
         ("C1: share of rows pruned", 1 - mean(rows, "E: rows", "rows_kept"), 0.25),
@@ -264,7 +265,8 @@ def planted_claims(rows: Rows) -> list[Claim]:
         ("C2: median width of other fields over noise fields'", noise_ratio(rows), 2.0),
         ("C3: sparsity of rows and widths", mean(rows, FULL, "sparsity"), 0.6),
         ("C3: AUC of rows and widths, over base", gain(rows, FULL, "base"), -0.005),
-        ("C4: best fitness over the first generation's, least", evolution_gain(rows), 1e-5),
+        ("C4: best fitness over the first generation's", statistics.mean(evolved), 1e-5),
+        ("C4: the same in every search, least", min(evolved), 1e-5),
     ]  # fmt: skip
 
 
@@ -287,13 +289,13 @@ def mechanism_claims(rows: Rows) -> list[Claim]:
     ]
 
 
-def evolution_gain(rows: Rows) -> float:
-    """Return the least that a search gained over its first, random, generation."""
-    return min(
+def evolution_gains(rows: Rows) -> list[float]:
+    """Return what each search gained over its first, random, generation."""
+    return [
         float(r["last_generation"]) - float(r["first_generation"])
         for r in rows.values()
         if r["first_generation"]
-    )
+    ]
 
 
 def noise_ratio(rows: Rows) -> float:
