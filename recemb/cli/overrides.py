@@ -33,6 +33,8 @@ def explain_bad_overrides(config_name: str, arguments: Sequence[str]) -> str | N
     words = [a for a in arguments if "=" not in a and not a.startswith(("-", "~"))]
     if words and not any(a.startswith("-") for a in arguments):
         return f"'{words[0]}' is not an override; write key=value, for example seed=1"
+    if complaint := _explain_launcher(arguments):
+        return complaint
     if any(a in ("-m", "--multirun", "-cd", "--config-dir", "-cn") for a in arguments) or any(
         a.startswith("--config-") for a in arguments
     ):
@@ -44,6 +46,14 @@ def explain_bad_overrides(config_name: str, arguments: Sequence[str]) -> str | N
         except HydraException as error:
             return _explain(config_name, overrides, error)
     return None
+
+
+def _explain_launcher(arguments: Sequence[str]) -> str | None:
+    """Return what to do about a launcher that Hydra would ignore."""
+    chosen = next((a for a in arguments if a.startswith("hydra/launcher=")), None)
+    if chosen is None or {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
+        return None
+    return f"{chosen} launches nothing without -m: recemb train -m {chosen} ..."
 
 
 def _explain(config_name: str, overrides: Sequence[str], error: HydraException) -> str:
@@ -88,7 +98,9 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _groups() -> set[str]:
     root = resources.files("recemb.conf")
-    return {p.name for p in root.iterdir() if p.is_dir() and re.fullmatch(r"[a-z]+", p.name)}
+    folders = {p.name for p in root.iterdir() if p.is_dir() and re.fullmatch(r"[a-z]+", p.name)}
+    # Hydra's own groups lie one level deeper.
+    return {name for name in folders if _options(name)}
 
 
 def _options(group: str) -> list[str]:

@@ -63,6 +63,7 @@ def describe(signs: Mapping[int, Sign], *, dead: Set[int], timeout_seconds: floa
     said = [f"rank {r} ({signs[r].place or 'never seen'}) {what}" for r, what in to_blame.items()]
     if not said:
         said = ["all ranks live and waited for each other: a connection broke, or one was late"]
+    # Where nobody is to blame, one may have come after another had given up.
     slow = ", and a higher timeout_seconds if it was only slow" if to_blame is silent else ""
     return f"{'; '.join(said)}. Last heard of: {_steps(signs)}. {_WAY_OUT}{slow}"
 

@@ -46,6 +46,11 @@ class Ranks:
         """Return whether this process writes and prints for all."""
         return self.rank == 0
 
+    @property
+    def timeout(self) -> datetime.timedelta:
+        """Return how long ranks wait for one that does not answer; nothing for one alone."""
+        return datetime.timedelta() if self.world_size == 1 else _store().timeout
+
     def sums(self, *values: float) -> list[float]:
         """Return each value summed over the ranks, in double precision."""
         if self.world_size == 1:

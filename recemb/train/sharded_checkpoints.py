@@ -63,10 +63,11 @@ def checkpoints_of(folder: Path, tables: Tables, *, in_background: bool) -> Chec
         in_background: whether they are written while training goes on.
     """
     store: Checkpoints
-    if Ranks.current().world_size == 1:
+    ranks = Ranks.current()
+    if ranks.world_size == 1:
         store = CheckpointStore(folder)
     else:
         # Messages of a save in the background must not mix with those of training.
-        group = dist.new_group(backend="gloo") if in_background else None
+        group = dist.new_group(backend="gloo", timeout=ranks.timeout) if in_background else None
         store = FitCheckpoints(ShardedCheckpointStore(folder, group=group), tables)
     return BackgroundCheckpoints(store) if in_background else store

@@ -42,3 +42,13 @@ def test_a_word_that_is_no_override_is_explained() -> None:
     complaint = explain_bad_overrides("train", ["deepfm"])
     assert complaint is not None
     assert "key=value" in complaint
+
+
+def test_a_launcher_without_a_multirun_is_explained() -> None:
+    complaint = explain_bad_overrides("train", ["hydra/launcher=slurm", "seed=1"])
+    assert complaint is not None
+    assert "recemb train -m hydra/launcher=slurm" in complaint
+
+
+def test_a_launcher_of_a_multirun_is_left_to_hydra() -> None:
+    assert explain_bad_overrides("train", ["-m", "hydra/launcher=slurm"]) is None
