@@ -77,10 +77,10 @@ def test_two_tasks_of_srun_train_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_multirun_of_submitit_trains_each_run_with_its_tasks(tmp_path: Path) -> None:
+def test_a_run_of_a_multirun_of_submitit_is_trained_by_its_tasks(tmp_path: Path) -> None:
     launched = subprocess.run(
         [
-            *(sys.executable, "-m", "recemb", "train", "-m", "seed=1,2", *WORDS),
+            *(sys.executable, "-m", "recemb", "train", "-m", "seed=3", *WORDS),
             "hydra/launcher=submitit_local",
             "hydra.launcher.tasks_per_node=2",
             f"hydra.sweep.dir={tmp_path / 'runs'}",
@@ -92,7 +92,6 @@ def test_a_multirun_of_submitit_trains_each_run_with_its_tasks(tmp_path: Path) -
         timeout=900,
     )
     assert launched.returncode == 0, launched.stderr
-    for job, seed in enumerate((1, 2)):
-        summary = json.loads((tmp_path / "runs" / str(job) / "summary.json").read_text())
-        assert summary["seed"] == seed
-        assert len(summary["rank_peak_memory_bytes"]) == 2
+    summary = json.loads((tmp_path / "runs" / "0" / "summary.json").read_text())
+    assert summary["seed"] == 3
+    assert len(summary["rank_peak_memory_bytes"]) == 2
