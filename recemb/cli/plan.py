@@ -14,6 +14,9 @@ from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
 from recemb.cli.prepare import prepare_from
 from recemb.cli.train import budget_of, model_class_of, model_options_of, sharding_request
 from recemb.tables.method import Method, Plan
+from recemb.tables.rank_load import rank_rows
+from recemb.tables.sharded import planned_parts
+from recemb.tables.sharding import ShardingPlan
 from recemb.tables.tables import Tables
 from recemb.train.experiment import table_specs
 from recemb.train.sharded_run import (
@@ -102,7 +105,23 @@ def describe_ranks(config: DictConfig, tables: Tables) -> list[str]:
     device = instantiate(config.trainer).resolve_device()
     tables = shardable(tables, owner=type(method).__name__)
     sharding = sharding_of(request, tables, world_size=world_size, device=device)
-    return describe_sharding(sharding, tables)
+    return [*describe_sharding(sharding, tables), *_describe_load(config, tables, sharding)]
+
+
+def _describe_load(config: DictConfig, tables: Tables, sharding: ShardingPlan) -> list[str]:
+    """Return how many rows of each rank a batch reads, line by line; nothing if nobody knows."""
+    prepared = prepare_from(config, overwrite=False)
+    found = rank_rows(
+        planned_parts(tables),
+        sharding,
+        {name: prepared.id_counts(name) for name in prepared.schema.feature_names},
+        num_examples=prepared.num_rows("train"),
+        batch_size=config.trainer.batch_size,
+    )
+    return [
+        f"rank {r:<3} {rows:>16,.0f} rows asked of it by a batch, on average"
+        for r, rows in enumerate(found or ())
+    ]
 
 
 def describe(plan: Plan) -> str:

@@ -49,8 +49,17 @@ HISTORIES = (
     "model.hidden_units=[16]",
     "model.attention_dim=4",
     "embedding_dim=8",
+    "trainer.max_epochs=50",
+    "trainer.batch_size=101",
+    "trainer.max_steps=50",
+    "trainer.eval_every_steps=25",
+)
+SEARCHED = (
+    "embedding=optembed",
+    "embedding.weight_decay=0.001",
+    "embedding.evolution={generations: 2, num_mutation: 2, num_crossover: 2}",
     "trainer.max_epochs=1",
-    "trainer.batch_size=1001",
+    "trainer.max_steps=4",
 )
 # Sums of float32 gradients in another order, over two epochs.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -63,8 +72,8 @@ def train_as(rank: int, world_size: int, port: int, arguments: list[str]) -> Non
     run(arguments)
 
 
-def train(folder: Path, cache: Path, *words: str, world_size: int = 1) -> dict[str, Any]:
-    """Train with several processes; return the summary."""
+def exit_codes(folder: Path, cache: Path, *words: str, world_size: int = 1) -> set[int | None]:
+    """Train with several processes; return their exit codes."""
     port = free_port()
     arguments = [*RUN, *words, f"paths.run={folder}", f"paths.cache={cache}"]
     ranks = [
@@ -76,15 +85,20 @@ def train(folder: Path, cache: Path, *words: str, world_size: int = 1) -> dict[s
     for process in ranks:
         process.join(timeout=900)
         process.kill()
-    assert [process.exitcode for process in ranks] == [0] * world_size
+    return {process.exitcode for process in ranks}
+
+
+def train(folder: Path, cache: Path, *words: str, world_size: int = 1) -> dict[str, Any]:
+    """Train with several processes; return the summary."""
+    assert exit_codes(folder, cache, *words, world_size=world_size) == {0}
     summary = json.loads((folder / "summary.json").read_text())
     assert isinstance(summary, dict)
     return summary
 
 
-def assert_same(found: Path, expected: Path) -> None:
+def assert_same(found: Path, expected: Path, *, stage: str = "train") -> None:
     """Check that two runs ended with the same weights, state, position and metrics."""
-    folders = [path / "checkpoints/train" for path in (found, expected)]
+    folders = [path / "checkpoints" / stage for path in (found, expected)]
     states = [CheckpointStore(folder).load_newest("step") for folder in folders]
     assert states[0] is not None
     assert states[1] is not None
@@ -130,11 +144,54 @@ def test_two_processes_train_as_one_and_either_goes_on_where_the_other_stopped(
     assert_same(two, one)
 
 
+def test_a_searched_method_is_retrained_by_several_processes(tmp_path: Path) -> None:
+    cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
+    words = [*FLAT, *SEARCHED, "sharding=row_wise"]
+    # Two processes alone cannot begin, and say so.
+    assert exit_codes(two, cache, *words, world_size=2) == {2}
+    train(one, cache, *words)
+    shutil.copytree(one, two, dirs_exist_ok=True)
+    (two / "summary.json").unlink()
+    shutil.rmtree(two / "checkpoints/retrain")
+    train(two, cache, *words, world_size=2)
+    assert_same(two, one, stage="retrain")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("sharding", ["auto", "table_wise", "row_wise"])
-def test_sequences_and_batch_norm_train_as_in_one_process(tmp_path, sharding, world_size) -> None:
+def test_a_run_goes_on_in_any_number_of_processes(tmp_path: Path) -> None:
     cache, one, many = tmp_path / "cache", tmp_path / "one", tmp_path / "many"
-    train(one, cache, *HISTORIES)
-    train(many, cache, *HISTORIES, f"sharding={sharding}", world_size=world_size)
-    assert_same(many, one)
+    train(one, cache, *FLAT)
+    shutil.copytree(one, many)
+    for world_size, sharding in ((2, "row_wise"), (4, "table_wise"), (1, "none")):
+        go_back(many, 6)
+        train(many, cache, *FLAT, f"sharding={sharding}", world_size=world_size)
+        assert_same(many, one)
+
+
+@pytest.fixture(scope="module")
+def of_one_process(tmp_path_factory) -> Path:
+    """Return the folder of a run on sequences by one process."""
+    folder: Path = tmp_path_factory.mktemp("sequences")
+    train(folder / "one", folder / "cache", *HISTORIES)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(
+    "sharding", ["auto", "data_parallel", "table_wise", "row_wise", "column_wise", "mixed"]
+)
+def test_sequences_and_batch_norm_train_as_in_one_process(
+    tmp_path: Path, of_one_process: Path, sharding: str, world_size: int
+) -> None:
+    many = tmp_path / "many"
+    if sharding == "mixed":
+        plan = tmp_path / "plan.yaml"
+        plan.write_text(
+            "default: row_wise\n"
+            "tables: {item.attention: column_wise, category.representation: data_parallel}\n"
+        )
+        sharding = str(plan)
+    words = [*HISTORIES, f"sharding={sharding}"]
+    train(many, of_one_process / "cache", *words, world_size=world_size)
+    assert_same(many, of_one_process / "one")

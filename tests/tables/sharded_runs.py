@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -124,6 +124,25 @@ class Case:
         return "-".join(["case", *kind, *changed])
 
 
+MATRIX_METHODS = ("full", "unified", "compo_emb", "mde", "optembed")
+_KINDS = ("data_parallel", "row_wise", "table_wise", "column_wise", "mixed")
+_OPTIMIZERS: tuple[Kind, ...] = ("adagrad", "adam", "sgd")
+
+
+def matrix_cases(method: str) -> list[Case]:
+    """Return a run of 50 updates for each kind of sharding, by optimizers in turn."""
+    first = MATRIX_METHODS.index(method)
+    return [
+        Case(
+            method=method,
+            sharding=sharding,
+            optimizer=_OPTIMIZERS[(first + place) % len(_OPTIMIZERS)],
+            num_steps=50,
+        )
+        for place, sharding in enumerate(_KINDS)
+    ]
+
+
 def build(case: Case, device: str) -> Tables:
     """Return the tables of a case."""
     method, budget = METHODS[case.method]
@@ -213,12 +232,26 @@ def train(tables: Tables, case: Case, *, rank: int = 0, world_size: int = 1) -> 
     return vectors.detach()
 
 
+def _alone(case: Case) -> tuple[Tensor, dict[str, Any]]:
+    """Return the last vectors, and the state, of one process."""
+    tables = build(case, "cpu")
+    return train(tables, case), dict(tables.state_dict())
+
+
+def _from_first(make: Callable[[], tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, dict[str, Any]]:
+    """Return, on every rank, what the first one makes."""
+    found = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
+
+
 def differences(case: Case) -> str | None:
     """Return how a sharded run differs from that of one process; None if it does not."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    one, many = build(case, "cpu"), shard(case)
+    many = shard(case)
     begun = gathered(many)
-    expected = train(one, case)
+    (expected, state) = _from_first(lambda: _alone(case))
     found = train(many, case, rank=rank, world_size=world_size)
     share = slice(case.batch_size * rank // world_size, case.batch_size * (rank + 1) // world_size)
     ended = gathered(many)
@@ -227,7 +260,7 @@ def differences(case: Case) -> str | None:
         if begun is not None and ended is not None:
             fresh = build(case, "cpu").state_dict()
             torch.testing.assert_close(begun, fresh, rtol=0, atol=0)
-            torch.testing.assert_close(ended, dict(one.state_dict()), **ROUNDING)
+            torch.testing.assert_close(ended, state, **ROUNDING)
     except AssertionError as error:
         return str(error)
     return None

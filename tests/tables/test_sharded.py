@@ -13,6 +13,7 @@ from recemb.tables.sharding import plan_sharding, read_shardings
 from recemb.tables.tensor_chunks import TensorChunks
 from tests.processes import on_ranks
 from tests.tables.sharded_runs import (
+    MATRIX_METHODS,
     ROUNDING,
     SEQUENCES,
     Case,
@@ -20,6 +21,7 @@ from tests.tables.sharded_runs import (
     batch,
     build,
     gathered,
+    matrix_cases,
     shard,
     train,
 )
@@ -60,14 +62,9 @@ def test_two_ranks_train_as_one_process_does(of_two_ranks, case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("method", ["full", "unified", "compo_emb", "mde", "optembed"])
+@pytest.mark.parametrize("method", MATRIX_METHODS)
 def test_every_sharding_of_a_method_trains_as_one_process_does(method, world_size) -> None:
-    cases = [
-        Case(method=method, sharding=sharding, optimizer=optimizer, num_steps=50)
-        for sharding in ("data_parallel", "row_wise", "table_wise", "column_wise", "mixed")
-        for optimizer in ("sgd", "adagrad", "rowwise_adagrad", "adam")
-        if optimizer != "rowwise_adagrad" or sharding not in ("column_wise", "mixed")
-    ]
+    cases = matrix_cases(method)
     for rank in on_ranks(world_size, all_differences, cases):
         found = {str(case): its for case, its in zip(cases, rank, strict=True) if its}
         assert not found
