@@ -87,7 +87,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, Any]:
     experiment = experiment_of(config, prepared, resume_command=f"{_command()} paths.run={folder}")
     log = _log(config, folder) if ranks.is_first else QuietLog()
     try:
-        trained = run_experiment(experiment, folder=folder, log=log)
+        trained = run_experiment(experiment, folder=folder, log=log, stop_before=config.stop_before)
     finally:
         log.close()
     summary = trained.summary | {"config_hash": config_hash(settings)}
@@ -121,8 +121,6 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
         budget=budget_of(config),
         resume_command=resume_command,
         sharding=sharding_request(config),
-        # Runs of earlier versions say nothing of it.
-        stop_before=config.get("stop_before"),
     )
 
 
@@ -263,5 +261,7 @@ def _tracker(config: DictConfig, folder: Path) -> Tracker:
 
 
 def _command() -> str:
-    words = [w for w in sys.argv[1:] if not w.startswith(("paths.run=", "stop_before="))]
+    # Of a multirun, the words of this run alone.
+    told = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
+    words = [w for w in told if not w.startswith(("paths.run=", "stop_before="))]
     return " ".join(["recemb train", *words])

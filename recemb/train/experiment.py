@@ -42,7 +42,6 @@ class Experiment:
         budget: allowed size of the tables, or None.
         resume_command: what to tell a user who interrupts.
         sharding: how several processes share the tables, see `sharding_of`; None if they may not.
-        stop_before: the stage before which to stop; None for none.
     """
 
     prepared: Prepared
@@ -57,7 +56,6 @@ class Experiment:
     budget: Budget | None = None
     resume_command: str = "run the same command again"
     sharding: str | Mapping[str, Any] | None = None
-    stop_before: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +91,20 @@ def table_specs(
     return model.table_specs(schema, embedding_dim=embedding_dim, options=options or {})
 
 
-def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trained:
+def run_experiment(
+    experiment: Experiment, *, folder: Path, log: RunLog, stop_before: str | None = None
+) -> Trained:
     """Train, restore the best weights, evaluate on validation and test, and sum up.
 
     Args:
         experiment: what to do.
         folder: where checkpoints go; what an earlier, killed run left there is resumed.
         log: where rows go.
+        stop_before: the stage before which to stop; None for none.
 
     Raises:
         InterruptedFitError: after a signal; everything is saved.
+        StageReachedError: before `stop_before`.
         ValueError: if model, method and data do not fit each other.
     """
     started = time.perf_counter()
@@ -112,12 +114,13 @@ def run_experiment(experiment: Experiment, *, folder: Path, log: RunLog) -> Trai
     torch.use_deterministic_algorithms(settings.deterministic)
     if Ranks.current().world_size > 1:
         check_shared(experiment.method, experiment.sharding)
-    if experiment.stop_before not in (None, *experiment.method.stages):
+    if stop_before not in (None, *experiment.method.stages):
         raise ValueError(
-            f"stop_before={experiment.stop_before}: the method's stages are "
+            f"stop_before={stop_before}: the method's stages are "
             f"{', '.join(experiment.method.stages)}"
         )
     context = training_context(experiment, folder=folder, log=log)
+    context.stop_before = stop_before
     tables = experiment.method.run(context)
     fitted = context.fitted
     metrics = _final_metrics(experiment, tables, fitted)
@@ -159,7 +162,6 @@ def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> Tr
         method=type(experiment.method).__name__,
         shared_stages=experiment.method.shared_stages(),
         sharding=experiment.sharding,
-        stop_before=experiment.stop_before,
     )
 
 

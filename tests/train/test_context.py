@@ -11,6 +11,8 @@ from recemb.tables.full import full_tables
 from recemb.tables.planned import PlannedTables
 from recemb.tables.recipe import Recipe, Updates
 from recemb.train.context import TrainingContext
+from recemb.train.progress import StageReachedError
+from recemb.train.ranks import Ranks
 
 NUM_STEPS = 5
 """Batches of an epoch."""
@@ -269,3 +271,37 @@ def test_rows_can_be_reset_and_copied(make: Make) -> None:
     store.reset_rows(name, target)
     assert not state[target].any()
     assert state[source].any()
+
+
+def test_a_run_stops_before_the_stage_that_it_was_told(make: Make) -> None:
+    context = make(max_epochs=1)
+    context.stop_before = "second"
+    tables = tables_of(context)
+    context.fit(tables, stage="first")
+    with pytest.raises(StageReachedError, match="before stage 'second'.*To go on: again"):
+        context.fit(tables, stage="second")
+
+
+def test_what_one_process_has_to_do_first_is_named_to_several(make: Make, monkeypatch) -> None:
+    monkeypatch.setattr(Ranks, "current", lambda: Ranks(0, 2))
+    context = make()
+    context.method, context.shared_stages = "OptEmbed", ("second",)
+    way_out = r"not finished.*without torchrun and with stop_before=second first"
+    with pytest.raises(ValueError, match=f"OptEmbed: stage 'first' is {way_out}"):
+        context.fit(tables_of(context), stage="first")
+    with pytest.raises(ValueError, match=f"OptEmbed: 'search' is {way_out}"):
+        context.once("search", dict)
+
+
+def test_stages_that_one_process_finished_are_loaded_by_several(make: Make, monkeypatch) -> None:
+    alone = make(max_epochs=1)
+    tables = tables_of(alone)
+    alone.fit(tables, stage="first")
+    loaded = make(max_epochs=1)
+    loaded.shared_stages = ("second",)
+    # What follows the load is collective.
+    monkeypatch.setattr(loaded, "evaluate", lambda tables: {})
+    monkeypatch.setattr(Ranks, "current", lambda: Ranks(0, 2))
+    others = tables_of(loaded)
+    loaded.fit(others, stage="first")
+    assert equal(weights(others), weights(tables))

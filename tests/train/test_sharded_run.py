@@ -1,5 +1,6 @@
 """What several processes train, what they do not, and what the planner says before."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,34 @@ def test_a_method_is_sharded_or_says_why_not(path: Path) -> None:
         tables = shardable(tables, owner=path.stem)
         plan = sharding_of("row_wise", tables, world_size=4, device=torch.device("cpu"))
         assert plan.world_size == 4
+
+
+def pages() -> dict[str, str]:
+    """Return what docs/methods.md says of each method in several processes."""
+    text = Path("docs/methods.md").read_text()
+    section = text.partition("## In several processes")[2].partition("\n## ")[0]
+    found = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            names, says = line.strip("| ").split(" | ")
+            found |= dict.fromkeys(re.findall("`(.*?)`", names), says)
+    return found
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_the_page_of_methods_says_what_becomes_of_each(path: Path) -> None:
+    method, says = instantiate(OmegaConf.load(path)), pages()[path.stem]
+    shared = list(method.shared_stages())
+    if not shared:
+        assert says == f"no: {method.why_unshared}"
+    elif shared != list(method.stages):
+        assert says == f"from `{shared[0]}` on"
+    else:
+        assert says.partition(":")[0] == "yes"
+
+
+def test_the_page_of_methods_knows_no_others() -> None:
+    assert sorted(pages()) == [path.stem for path in METHODS]
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
