@@ -278,7 +278,7 @@ def test_a_run_stops_before_the_stage_that_it_was_told(make: Make) -> None:
     context.stop_before = "second"
     tables = tables_of(context)
     context.fit(tables, stage="first")
-    with pytest.raises(StageReachedError, match="before stage 'second'.*To go on: again"):
+    with pytest.raises(StageReachedError, match=r"before stage 'second'.*To go on: again"):
         context.fit(tables, stage="second")
 
 
