@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -49,7 +50,11 @@ class Ranks:
     @property
     def timeout(self) -> datetime.timedelta:
         """Return how long ranks wait for one that does not answer; nothing for one alone."""
-        return datetime.timedelta() if self.world_size == 1 else _store().timeout
+        if self.world_size == 1:
+            return datetime.timedelta()
+        # Every store has one, of which torch's stubs do not know.
+        found: datetime.timedelta = attrgetter("timeout")(_world().get_group_store())
+        return found
 
     def sums(self, *values: float) -> list[float]:
         """Return each value summed over the ranks, in double precision."""
@@ -84,7 +89,7 @@ class Ranks:
     def note_step(self, step: int) -> None:
         """Let the others know the last update that this rank has made; waits for nobody."""
         if self.world_size > 1:
-            note_step(_store(), rank=self.rank, step=step)
+            note_step(_world().get_group_store(), rank=self.rank, step=step)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients over the ranks, in place.
@@ -151,7 +156,10 @@ def process_group(*, device: str, timeout_seconds: float) -> Iterator[Ranks]:
     # Objects are sent between CPUs.
     _meet(launch, "cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout_seconds)
     roll_call = RollCall(
-        _store(), rank=launch.rank, world_size=launch.world_size, timeout_seconds=timeout_seconds
+        _world().get_group_store(),
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout_seconds=timeout_seconds,
     )
     try:
         with roll_call:
@@ -178,8 +186,8 @@ def _meet(launch: Launch, backend: str, timeout_seconds: float) -> None:
         ) from error
 
 
-def _store() -> dist.Store:
-    """Return the store that all ranks share."""
+def _world() -> dist.ProcessGroup:
+    """Return the group of all ranks."""
     group = dist.group.WORLD
     assert group is not None
-    return group.get_group_store()
+    return group

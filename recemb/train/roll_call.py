@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from torch import distributed as dist
 
@@ -23,6 +23,19 @@ _BEAT_SECONDS = 1.0
 _BEATS_TO_LISTEN = 5
 
 T = TypeVar("T")
+
+
+class SharedStore(Protocol):
+    """What is used of torch.distributed's stores."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Write a value; waits for nobody."""
+
+    def get(self, key: str, /) -> bytes:
+        """Return a value, when it is there."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Return whether all keys are there."""
 
 
 class LostRanksError(ConnectionError):
@@ -45,7 +58,7 @@ class RollCall:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: SharedStore,
         *,
         rank: int,
         world_size: int,
@@ -174,7 +187,7 @@ class RollCall:
         return self._store.get(key).decode() if self._store.check([key]) else ""
 
 
-def note_step(store: dist.Store, *, rank: int, step: int) -> None:
+def note_step(store: SharedStore, *, rank: int, step: int) -> None:
     """Let the other ranks know the last update that a rank has made.
 
     No answer is awaited: it costs a small message in the direction of the store.

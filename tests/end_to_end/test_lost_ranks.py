@@ -42,7 +42,7 @@ WORDS = (
     "logger=none",
     "progress=false",
 )
-SECONDS = 300
+SECONDS = 900
 # Long enough for ranks to start and to come to one point on a busy machine.
 SOON = "timeout_seconds=20"
 Fault = Callable[[Fit], None]
