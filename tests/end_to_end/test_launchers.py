@@ -71,7 +71,11 @@ def test_two_tasks_of_srun_train_together(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert [task.wait(timeout=500) for task in tasks] == [0, 0]
+    try:
+        assert [task.wait(timeout=900) for task in tasks] == [0, 0]
+    finally:
+        for task in tasks:
+            task.kill()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(summary["rank_peak_memory_bytes"]) == 2
 
