@@ -1,6 +1,6 @@
 """Sharded tables: steps per second, bytes moved and peak memory per rank, for each plan.
 
-python benchmarks/training/sharded.py [--rows 17000000] [--world-sizes 1 2 4] [--steps 20]
+    python benchmarks/training/sharded.py [--rows 17000000] [--world-sizes 1 2 4] [--steps 20]
 
 One table of 16 values (1.1 GB in float32 at the default rows) with row-wise Adagrad and eight small
 ones, a batch of 4096 examples of nine ids each, Zipf-like; no model behind them, so that what is
@@ -8,6 +8,9 @@ measured is lookup, exchange and update. Each run starts fresh processes, by glo
 World size 1 is the same tables unsharded. "moved" counts what a rank hands to collectives in a step
 (rows out, vectors back, gradients out), its own share included; "peak" is the resident size of a
 process, Python and libraries (the row "empty") included; "ready" is that before the first step.
+"model" is what the cost model of docs/scale.md has for "moved", from the ids of the same batches.
+
+Writes benchmarks/results/sharded.{csv,md}.
 """
 
 import argparse
@@ -17,8 +20,9 @@ import json
 import multiprocessing
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,27 @@ class Moved:
         return counted
 
 
+def model_bytes(plan: str, num_rows: int, world_size: int) -> float:
+    """Return what the rank that moves most hands to collectives in a step, by docs/scale.md."""
+    tables = full_tables(specs_of(num_rows), device=torch.device("meta")).plan.tables
+    shardings = read_shardings(plan, tables)
+    shards = plan_sharding(tables, shardings, world_size=world_size).shards
+    sent = [0] * world_size
+    for asker in range(world_size):
+        batch = next(batches(num_rows, asker, world_size))
+        asked = {f"t{f}": batch[f"f{f}"].values().unique() for f in range(1 + NUM_SMALL)}
+        for shard in shards:
+            ids = asked[shard.table] - shard.first_row
+            count = int(((ids >= 0) & (ids < shard.num_rows)).sum())
+            vectors = 4 * shard.width * count
+            if plan == "data_parallel":
+                sent[asker] += (8 * count + vectors) if shard.rank == asker else 0
+                continue
+            sent[asker] += 8 * count + vectors
+            sent[shard.rank] += vectors
+    return float(max(sent))
+
+
 def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -142,11 +167,45 @@ def measure(plan: str, world_size: int, rows: int, steps: int, folder: Path) -> 
         "world_size": world_size,
         "samples_per_second": round(BATCH_SIZE / largest["step_seconds"]),
         "moved_bytes_per_step": round(largest["moved"]),
+        "model_bytes_per_step": round(model_bytes(plan, rows, world_size)) if world_size > 1 else 0,
         "table_bytes_per_rank": round(largest["held"]),
         "resident_bytes_empty": largest["empty"],
         "resident_bytes_ready": largest["ready"],
         "resident_bytes_peak": largest["peak"],
     }
+
+
+def write(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Write the rows, and a table of them."""
+    with (out / "sharded.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    first = rows[0]
+    lines = [
+        "# Sharded tables",
+        "",
+        "Written by `python benchmarks/training/sharded.py`, whose docstring says what is "
+        f"measured; do not edit. {first['rows']:,} rows of 16 values and eight small tables, "
+        f"{BATCH_SIZE:,} examples of nine ids a step, all processes on one machine: "
+        f"{first['cpu']}, {first['memory']}; commit {first['commit']}, load at the start "
+        f"{first['load_at_start']}. Bytes are of the rank that has most.",
+        "",
+        "| plan | ranks | samples/s | moved in a step | model | rows and state | ready | peak |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = (
+            *("moved_bytes_per_step", "model_bytes_per_step", "table_bytes_per_rank"),
+            *("resident_bytes_ready", "resident_bytes_peak"),
+        )
+        cells = " | ".join(f"{row[name] / 1e6:,.2f} MB" for name in sizes)
+        lines.append(
+            f"| {row['plan']} | {row['world_size']} | {row['samples_per_second']:,} | {cells} |"
+        )
+    empty = max(row["resident_bytes_empty"] for row in rows) / 1e6
+    lines += ["", f"A process that has only imported everything: {empty:,.0f} MB."]
+    (out / "sharded.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -156,20 +215,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--plans", nargs="+", default=list(PLANS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "sharded.csv")
-    parser.add_argument("--scratch", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     chosen = parser.parse_args()
     rows = []
     for world_size in chosen.world_sizes:
         for plan in chosen.plans if world_size > 1 else chosen.plans[:1]:
-            folder = chosen.scratch / f"{plan}-{world_size}"
-            row = measure(plan, world_size, chosen.rows, chosen.steps, folder)
+            with tempfile.TemporaryDirectory() as folder:
+                row = measure(plan, world_size, chosen.rows, chosen.steps, Path(folder) / "ranks")
             rows.append({**row, "rows": chosen.rows, **context()})
             print(json.dumps(row), flush=True)
-    with chosen.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write(rows, chosen.out)
 
 
 if __name__ == "__main__":
