@@ -1,5 +1,7 @@
 """MGQE: head and tail, the published sizes, training on planted clicks."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -54,6 +56,14 @@ def test_a_budget_keeps_the_tail_s_share_of_the_centroids():
     assert centroids < 256
     form = MGQE().form(SPEC, 1, centroids)
     assert form.tail_centroids == centroids // 4
+
+
+def test_a_small_budget_leaves_ids_of_the_tail_apart():
+    spec = dataclasses.replace(SPEC, num_embeddings=5000, embedding_dim=16)
+    method, budget = MGQE(), Budget(ratio=0.05)
+    form = method.form(spec, *method.level([spec], budget))
+    assert form.tail_centroids is not None
+    assert form.tail_centroids**form.num_parts >= 2**8
 
 
 @pytest.mark.parametrize(
