@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from recemb.tables.method import Method
+from recemb.tables.method import Budget, Method
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.sharded import planned_parts
 from recemb.tables.spec import TableSpec
@@ -31,10 +31,10 @@ SPECS = [
 COUNTS = {f"f{i}": torch.arange(400 + i) for i in range(3)}
 
 
-def build(path: Path) -> tuple[Method, Tables]:
+def build(path: Path, budget: Budget | None = None) -> tuple[Method, Tables]:
     method = instantiate(OmegaConf.load(path))
     return method, method.build(
-        SPECS, COUNTS, None, optimizer=TableOptimizer(), seed=0, device=torch.device("meta")
+        SPECS, COUNTS, budget, optimizer=TableOptimizer(), seed=0, device=torch.device("meta")
     )
 
 
@@ -106,9 +106,10 @@ def test_the_plan_page_has_a_line_for_each_rank(name: str) -> None:
 
 
 def test_parameters_that_every_rank_holds_are_on_the_plan_page() -> None:
-    _, tables = build(Path("conf/embedding/low_dimension.yaml"))
+    _, tables = build(Path("conf/embedding/robe.yaml"), Budget(ratio=0.5))
     plan = sharding_of("row_wise", tables, world_size=2, device=torch.device("cpu"))
-    held = sum(p.nbytes for p in tables.dense_parameters())
+    # All tables lie in one array of half the bytes, but for 8 bytes of hash seed.
+    held = sum(spec.full_bytes for spec in SPECS) // 2 - 8
     words = [line.split()[:3] for line in describe_sharding(plan, tables)]
     assert ["every", "rank", f"{held:,}"] in words
 
