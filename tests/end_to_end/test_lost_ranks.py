@@ -33,8 +33,9 @@ WORDS = (
     "sharding=row_wise",
     "timeout_seconds=120",
     "trainer.batch_size=301",
-    "trainer.max_epochs=2",
-    "trainer.eval_every_steps=4",
+    # Five updates.
+    "trainer.max_epochs=1",
+    "trainer.eval_every_steps=2",
     "trainer.checkpoint_every_steps=1",
     "trainer.patience=100",
     "trainer.log_every_steps=2",
@@ -63,7 +64,7 @@ class Job:
         *more: str,
         fault: Fault | None = None,
         victim: int = 1,
-        step: int = 5,
+        step: int = 3,
     ) -> None:
         self.folder = folder
         self.survivor = 1 - victim
@@ -173,10 +174,10 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path, cache: Path) -> None:
     assert job.wait()[0] == 2, job.said(0)
     assert re.search(
         r"recemb train: rank 1 \(process \d+ on .*\) lives, but did not answer within 20 seconds "
-        r"\(timeout_seconds\)\. Last heard of: ranks? .*after update 4",
+        r"\(timeout_seconds\)\. Last heard of: ranks? .*after update 2",
         job.said(0),
     ), job.said(0)
-    assert newest_step(tmp_path / "run") == 4
+    assert newest_step(tmp_path / "run") == 2
 
 
 def test_a_rank_that_is_killed_is_named_and_the_run_ends_as_if_undisturbed(
@@ -186,10 +187,10 @@ def test_a_rank_that_is_killed_is_named_and_the_run_ends_as_if_undisturbed(
     assert job.wait() == [2, -signal.SIGKILL], job.said(0)
     assert re.search(
         r"recemb train: rank 1 \(process \d+ on .*\) gives no sign of life\. Last heard of: .*"
-        r"after update 4",
+        r"after update 2",
         job.said(0),
     ), job.said(0)
-    assert newest_step(tmp_path / "run") == 4
+    assert newest_step(tmp_path / "run") == 2
     assert_equal(undisturbed, finish(tmp_path / "run", cache), "run")
 
 
@@ -200,12 +201,12 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_update_feature_and_checkp
     assert job.wait() == [2, 2], job.said(0)
     for rank in range(2):
         assert re.search(
-            r"the training loss is (nan|inf) at update 5, which was not made; feature .* has the "
-            r"largest gradient.*; the last good checkpoint, .*step-0000000004, is kept",
+            r"the training loss is (nan|inf) at update 3, which was not made; feature .* has the "
+            r"largest gradient.*; the last good checkpoint, .*step-0000000002, is kept",
             job.said(rank),
         ), job.said(rank)
     assert "feature 'C3' (gradient not finite" in job.said(0)
-    assert newest_step(tmp_path / "run") == 4
+    assert newest_step(tmp_path / "run") == 2
 
 
 def test_a_full_disk_of_one_rank_ends_all_and_a_damaged_shard_means_the_checkpoint_before(
@@ -215,17 +216,17 @@ def test_a_full_disk_of_one_rank_ends_all_and_a_damaged_shard_means_the_checkpoi
     assert job.wait() == [2, 2], job.said(0)
     for rank in range(2):
         assert re.search(
-            r"step-0000000005 could not be written \(process 1: .* free some space", job.said(rank)
+            r"step-0000000003 could not be written \(process 1: .* free some space", job.said(rank)
         ), job.said(rank)
-    assert newest_step(tmp_path / "run") == 4
-    shard = tmp_path / "run/checkpoints/train/step-0000000004/tensors-00001-of-00002.safetensors"
+    assert newest_step(tmp_path / "run") == 2
+    shard = tmp_path / "run/checkpoints/train/step-0000000002/tensors-00001-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     job = Job(tmp_path / "run", cache)
     assert job.wait() == [0, 0], job.said(0)
     assert "passing over a damaged checkpoint" in job.said(0)
-    assert "resuming after update 3" in job.said(0)
+    assert "resuming after update 1" in job.said(0)
     assert_equal(undisturbed, outcome(tmp_path / "run"), "run")
 
 

@@ -15,6 +15,7 @@ from tests.end_to_end.runs import assert_equal, outcome
 from tests.end_to_end.test_lost_ranks import WORDS
 
 SECONDS = 900
+LONG = "trainer.max_epochs=4"
 
 
 class Torchrun:
@@ -25,7 +26,7 @@ class Torchrun:
         self.printed = folder.with_suffix(f".{time.monotonic_ns()}.txt")
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(*flags, "-m", "recemb", "train", *WORDS),
+            *(*flags, "-m", "recemb", "train", *WORDS, LONG),
             *(f"paths.run={folder}", f"paths.cache={cache}"),
         ]
         with self.printed.open("w") as file:
