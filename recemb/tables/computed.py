@@ -227,8 +227,9 @@ class ComputedTables(Tables):
         """
         planned = None
         if self.planned is not None:
-            planned = self.planned.sharded(share)
-            assert isinstance(planned, PlannedTables)
+            found = self.planned.sharded(share)
+            assert isinstance(found, PlannedTables)
+            planned = found
         made = ComputedTables(
             self.specs,
             sources={
