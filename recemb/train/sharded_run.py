@@ -18,7 +18,7 @@ AUTO = "auto"
 
 
 def check_shared(method: Method, sharding: str | Mapping[str, Any] | None) -> None:
-    """Check, before anything is read or allocated, that several processes can train a method.
+    """Check, before any table is allocated, that several processes can train a method.
 
     Args:
         method: how tables are stored.
