@@ -56,7 +56,10 @@ def test_the_default_recipe_builds_and_fits_once():
         id_counts = MappingProxyType({})
         fitted = ()
 
-        def fit(self, tables, *, stage, model="fresh"):
+        def shared(self, build):
+            return build(self.device)
+
+        def fit(self, tables, *, stage):
             self.fitted = (*self.fitted, tables)
 
     trainer = Trainer()
