@@ -23,7 +23,7 @@ the k-th centroids of all parts together, which have nothing in common; they beg
 sample of rows; eps is far below the scores of small vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -189,7 +189,8 @@ class Quantizer(RowTransform):
         if self.quantization.is_normalised:
             count = min(_SAMPLE, queries.shape[0])
             at = torch.arange(count, device=queries.device) * queries.shape[0] // count
-            scores = self._exact_scores(place, self._split(place, queries[at]))
+            keys = self._parameter("keys", place)
+            scores = self._exact_scores(self._split(place, queries[at]), keys)
             if count > 1:
                 self.get_buffer(f"variance_{place}").copy_(scores.var(dim=0))
             self.get_buffer(f"mean_{place}").copy_(scores.mean(dim=0))
@@ -197,13 +198,26 @@ class Quantizer(RowTransform):
     def _quantise(self, place: int, queries: Tensor, rows: Tensor) -> Tensor:
         """Return the centroids (N, D) of queries (N, D), with the gradients of the variant."""
         books = self._parameter("values" if self.quantization.variant == "sx" else "keys", place)
-        if not self.training:
-            vectors = read_codebooks(books, self._encode(place, queries, rows))
-        elif self.quantization.variant == "sx":
+        if self.training and self.quantization.variant == "sx":
             vectors = self._soft(place, self._split(place, queries), books, rows)
-        else:
+        elif self.training:
             vectors = self._hard(place, self._split(place, queries), books, rows)
+        else:
+            vectors = read_codebooks(books, self._once(self._encode, place, queries, rows))
         return vectors.masked_fill((rows < 0).unsqueeze(1), 0)
+
+    def _once(
+        self,
+        encode: Callable[[int, Tensor, Tensor], Tensor],
+        place: int,
+        queries: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        """Return the codes (N, P) of queries (N, D), computed once for each distinct row."""
+        distinct, places = torch.unique(rows, return_inverse=True)
+        order = torch.arange(rows.numel(), device=rows.device)
+        any_of = order.new_empty(distinct.shape).scatter_(0, places, order)
+        return encode(place, queries[any_of], distinct)[places]
 
     def _soft(self, place: int, x: Tensor, values: Tensor, rows: Tensor) -> Tensor:
         """Return the values (N, D) of the highest score, differentiated as the softmax's mean."""
@@ -218,10 +232,13 @@ class Quantizer(RowTransform):
     def _hard(self, place: int, x: Tensor, books: Tensor, rows: Tensor) -> Tensor:
         """Return the nearest centroids (N, D), differentiated as if they were the queries."""
         with torch.no_grad():
-            products = torch.bmm(x.transpose(0, 1), books.transpose(1, 2)).transpose(0, 1)
-            distances = x.square().sum(2, keepdim=True) - 2 * products + books.square().sum(2)
-            scores = self._allowed(place, self._normal(place, -distances), rows)
-            codes = scores.argmax(dim=2)
+            if self.quantization.is_normalised:
+                # Each row counts as often as it was read.
+                distances = _distances(x, books) + x.square().sum(2, keepdim=True)
+                scores = self._normal(place, -distances)
+                codes = self._allowed(place, scores, rows).argmax(dim=2)
+            else:
+                codes = self._once(self._nearest, place, x.flatten(1), rows)
             self._note(place, x.detach(), codes)
             vectors = read_codebooks(books, codes)
         queries = x.flatten(1)
@@ -265,11 +282,12 @@ class Quantizer(RowTransform):
         return flat.view(scores.shape)
 
     def _normal_of_serving(self, place: int, scores: Tensor) -> Tensor:
-        """Return scores (N, P, K) after batch normalisation by the running statistics."""
+        """Return scores of all or the first centroids, normalised by the running statistics."""
         if not self.quantization.is_normalised:
             return scores
-        deviation = (self.get_buffer(f"variance_{place}") + _EPS).sqrt()
-        return (scores - self.get_buffer(f"mean_{place}")) / deviation
+        reach = scores.shape[2]
+        deviation = (self.get_buffer(f"variance_{place}")[:, :reach] + _EPS).sqrt()
+        return (scores - self.get_buffer(f"mean_{place}")[:, :reach]) / deviation
 
     def _allowed(self, place: int, scores: Tensor, rows: Tensor) -> Tensor:
         """Return the scores (N, P, K), -inf for the centroids that a row may not use."""
@@ -277,26 +295,50 @@ class Quantizer(RowTransform):
             return scores
         tail = self._forms[place].tail_centroids
         assert tail is not None
-        at = (rows - self.group.first_rows[place]).clamp(min=0).long()
-        is_tail = ~self.get_buffer(f"is_head_{place}")[at]
+        is_tail = ~self._is_head(place, rows)
         is_beyond = torch.arange(scores.shape[2], device=scores.device) >= tail
         return scores.masked_fill(is_tail.view(-1, 1, 1) & is_beyond, -torch.inf)
+
+    def _nearest(self, place: int, queries: Tensor, rows: Tensor) -> Tensor:
+        """Return the codes (N, P) int64 of the centroids that are nearest to queries (N, D)."""
+        keys = self._parameter("keys", place)
+        codes = rows.new_empty(rows.shape[0], keys.shape[0], dtype=torch.int64)
+        for at, reach in self._within_reach(place, rows):
+            codes[at] = _distances(self._split(place, queries[at]), keys[:, :reach]).argmin(dim=2)
+        return codes
 
     @torch.no_grad()
     def _encode(self, place: int, queries: Tensor, rows: Tensor) -> Tensor:
         """Return the codes (N, P) int64 of queries (N, D) as serving has them."""
-        form, found = self._forms[place], []
-        size = max(1, _CHUNK // (form.num_parts * form.num_centroids))
-        parts = (torch.split(queries, size), torch.split(rows, size))
-        for its, at in zip(*parts, strict=True):
-            scores = self._exact_scores(place, self._split(place, its))
-            scores = self._allowed(place, self._normal_of_serving(place, scores), at)
-            found.append(scores.argmax(dim=2))
-        return torch.cat(found)
+        keys = self._parameter("keys", place)
+        codes = rows.new_empty(rows.shape[0], keys.shape[0], dtype=torch.int64)
+        for at, reach in self._within_reach(place, rows):
+            scores = self._exact_scores(self._split(place, queries[at]), keys[:, :reach])
+            codes[at] = self._normal_of_serving(place, scores).argmax(dim=2)
+        return codes
 
-    def _exact_scores(self, place: int, x: Tensor) -> Tensor:
+    def _within_reach(self, place: int, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Yield where some rows of (N,) are, a few at a time, and how many centroids they have."""
+        form = self._forms[place]
+        is_head = self._is_head(place, rows)
+        groups = [(is_head, form.num_centroids)]
+        if form.tail_centroids is not None:
+            groups.append((~is_head, form.tail_centroids))
+        for chosen, reach in groups:
+            size = max(1, _CHUNK // (form.num_parts * reach))
+            for at in torch.split(chosen.nonzero().flatten(), size):
+                if at.numel():
+                    yield at, reach
+
+    def _is_head(self, place: int, rows: Tensor) -> Tensor:
+        """Return which rows (N,) of the buffer may use all centroids."""
+        if f"is_head_{place}" not in self._buffers:
+            return torch.ones_like(rows, dtype=torch.bool)
+        at = (rows - self.group.first_rows[place]).clamp(min=0).long()
+        return self.get_buffer(f"is_head_{place}")[at]
+
+    def _exact_scores(self, x: Tensor, keys: Tensor) -> Tensor:
         """Return the scores (N, P, K) of x (N, P, Z), each summed in the order of its values."""
-        keys = self._parameter("keys", place).detach()
         total = x.new_zeros(x.shape[0], *keys.shape[:2])
         for z in range(keys.shape[2]):
             value, key = x[:, :, z].unsqueeze(2), keys[:, :, z]
@@ -314,3 +356,10 @@ class Quantizer(RowTransform):
 
     def _parameter(self, name: str, place: int) -> Tensor:
         return self.get_parameter(f"{name}_{place}")
+
+
+def _distances(x: Tensor, books: Tensor) -> Tensor:
+    """Return squared distances (N, P, K) less what all of a query's have, the query's square."""
+    squares = books.square().sum(2).unsqueeze(1)
+    found = torch.baddbmm(squares, x.transpose(0, 1), books.transpose(1, 2), alpha=-2)
+    return found.transpose(0, 1)
