@@ -134,10 +134,6 @@ class Level(NamedTuple):
     num_parts: int
     num_centroids: int
 
-    def rank(self) -> tuple[int, int]:
-        """Return what a better level has more of: bits of a vector, and then centroids."""
-        return self.num_parts * bits_of(self.num_centroids), self.num_centroids
-
 
 class CodingMethod(Method, abc.ABC):
     """A method whose tables are served as codes, trained by a single fit.
@@ -229,6 +225,10 @@ class CodingMethod(Method, abc.ABC):
         heads = self.heads(specs, forms, stats)
         return self._tables(specs, forms, heads, optimizer, seed, device)
 
+    def bits(self, level: Level) -> float:
+        """Return the bits of code that an id has at a level, in the mean."""
+        return level.num_parts * bits_of(level.num_centroids)
+
     def level(self, specs: Sequence[TableSpec], budget: Budget | None) -> Level:
         """Return the level of the most bits within `budget`; that of the fewest if none fits it."""
         widest = max(spec.embedding_dim for spec in specs)
@@ -242,10 +242,14 @@ class CodingMethod(Method, abc.ABC):
             if widest % num_parts == 0 and 2**bits <= most
         ]
         allowed = budget.allowed_bytes(specs)
-        for level in sorted(levels, key=Level.rank, reverse=True):
+        for level in sorted(levels, key=self._rank, reverse=True):
             if sum(serving_parts(specs, self._forms(specs, level)).values()) <= allowed:
                 return level
-        return min(levels, key=Level.rank)
+        return min(levels, key=self._rank)
+
+    def _rank(self, level: Level) -> tuple[float, int]:
+        """Return what a better level has more of: bits of a vector, and then centroids."""
+        return self.bits(level), level.num_centroids
 
     def _forms(self, specs: Sequence[TableSpec], level: Level) -> dict[str, CodeForm]:
         widest = max(spec.embedding_dim for spec in specs)

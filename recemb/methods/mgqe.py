@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from recemb.methods.adapt_emb import frequency_ranks
-from recemb.methods.coded import CodingMethod
+from recemb.methods.coded import CodingMethod, Level
 from recemb.methods.codes import CodeForm
 from recemb.methods.quantizer import Quantization, Variant
 from recemb.tables.method import IdCounts
@@ -77,15 +77,22 @@ class MGQE(CodingMethod):
 
     def form(self, spec: TableSpec, num_parts: int, num_centroids: int) -> CodeForm:
         """Return the form of a table of that many parts, and centroids of the head."""
-        tail = max(1, num_centroids * self.tail_centroids // self.num_centroids)
         return CodeForm(
             num_rows=spec.num_embeddings,
             width=spec.embedding_dim,
             num_parts=num_parts,
             num_centroids=num_centroids,
             num_head=math.ceil(self.head_share * spec.num_embeddings),
-            tail_centroids=tail,
+            tail_centroids=self._tail_of(num_centroids),
         )
+
+    def bits(self, level: Level) -> float:
+        """Return the bits of code that an id has at a level, in the mean over both groups."""
+        head, tail = map(math.log2, (level.num_centroids, self._tail_of(level.num_centroids)))
+        return level.num_parts * (self.head_share * head + (1 - self.head_share) * tail)
+
+    def _tail_of(self, num_centroids: int) -> int:
+        return max(1, num_centroids * self.tail_centroids // self.num_centroids)
 
     def heads(
         self, specs: Sequence[TableSpec], forms: Mapping[str, CodeForm], stats: IdCounts
