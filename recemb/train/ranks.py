@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from recemb.train.launch import Launch, launch_of
 from recemb.train.roll_call import LostRanksError, RollCall, note_step
@@ -170,13 +172,20 @@ def process_group(*, device: str, timeout_seconds: float) -> Iterator[Ranks]:
 
 
 def _meet(launch: Launch, backend: str, timeout_seconds: float) -> None:
+    timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
+        store, rank, world_size = next(
+            rendezvous(launch.meeting_place, launch.rank, launch.world_size, timeout=timeout)
+        )
+        store.set_timeout(timeout)
+        # torchrun's store outlives a restart, and has the addresses of processes that are gone.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             backend,
-            init_method=launch.meeting_place,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=datetime.timedelta(seconds=timeout_seconds),
+            store=PrefixStore(f"attempt_{attempt}", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
         )
     except (dist.DistError, RuntimeError) as error:
         raise LostRanksError(
