@@ -18,7 +18,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from checkout import commit
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+
+from machine import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 

@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 
-from checkout import commit
+from machine import commit
 from optembed_data import NOISE_FIELDS, frappe, synthetic
 from optembed_variants import FULL, MAX_EPOCHS, WIDTH, Variant, mechanism, variants
 

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkout import commit
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+
+from machine import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 MEASURED = (

@@ -17,14 +17,17 @@ import argparse
 import csv
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+
 import torch
-from checkout import commit
+from machine import commit
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recemb.data.movielens import MovieLens

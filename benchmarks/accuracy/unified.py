@@ -22,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkout import commit
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+
+from machine import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 BOUND = 0.05

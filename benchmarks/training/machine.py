@@ -6,14 +6,14 @@ import platform
 import subprocess
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[2]
+_RESULTS = "benchmarks/results"
+
 
 def context() -> dict[str, str]:
     """Return commit and hardware."""
-    root = Path(__file__).resolve().parents[2]
-    commit = _git(root, "rev-parse", "--short=12", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {
-        "commit": commit + ("+changes" if changed else ""),
+        "commit": commit(),
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
         "memory": f"{_memory_bytes() / 1e9:.0f} GB",
         "load_at_start": f"{os.getloadavg()[0]:.1f}",
@@ -23,9 +23,16 @@ def context() -> dict[str, str]:
     }
 
 
-def _git(root: Path, *arguments: str) -> str:
+def commit() -> str:
+    """Return the commit of this checkout, with "+changes" if more than results differs from it."""
+    found = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", ":/", f":!{_RESULTS}")
+    return found + ("+changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+        ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
     )
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 

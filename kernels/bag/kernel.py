@@ -139,6 +139,7 @@ def _sum_bags(
             used = row >= 0
             address = weight + row * D + column
             tile = tl.load(address, mask=used & (column < D), other=0.0)
+            # mypy takes the empty tuple's type for that of all that follow.
             tiles += (tile,)  # type: ignore[assignment]
             if WEIGHTED:
                 factor = tl.load(weights + at, mask=used, other=0.0)

@@ -13,6 +13,7 @@ have no bias.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -140,11 +141,7 @@ class AutoDim(Method):
         ctx.fit(search, stage="search", recipe=recipe)
         widths = self.found(search, ctx.budget)
         made = mixed_dimension(ctx.specs, widths, init_std=self.init_std)
-
-        def build(device: torch.device) -> Tables:
-            return made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=device)
-
-        tables = ctx.shared(build)
+        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed))
         ctx.fit(tables, stage="retrain")
         return tables
 

@@ -14,6 +14,7 @@ which is what happens here without a budget. Blocks of small tables are smaller.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -208,11 +209,7 @@ class Dedup(Method):
         ctx.fit(full, stage="train")
         owners = ctx.once("blocks", lambda: self.owners(full, ctx.specs, ctx.budget))
         made = self.blueprint(full, ctx.specs, ctx.budget, owners)
-
-        def build(device: torch.device) -> Tables:
-            return made.tables(ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=device)
-
-        tables = ctx.shared(build)
+        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed))
         ctx.fit(tables, stage="finetune", recipe=Recipe(model="keep"))
         return tables
 

@@ -10,6 +10,7 @@ CIKM 2022, arXiv 2208.04482.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -250,11 +251,7 @@ class OptEmbed(Method):
             supernet.set_widths(self.search(supernet, ctx))
         weights = initial if self.retrain_from == "init" else None
         made = supernet.compacted(weights)
-
-        def build(device: torch.device) -> Tables:
-            return made.tables(ctx.specs, optimizer=optimizer, seed=ctx.seed, device=device)
-
-        tables = ctx.shared(build)
+        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=optimizer, seed=ctx.seed))
         ctx.fit(tables, stage="retrain")
         return tables
 

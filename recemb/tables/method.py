@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -135,6 +136,14 @@ class Plan:
         }
 
 
+class BuildOn(Protocol):
+    """Makes tables on a device."""
+
+    def __call__(self, *, device: torch.device) -> Tables:
+        """Return them."""
+        ...
+
+
 class Context(Protocol):
     """All that a method's recipe may ask of the trainer."""
 
@@ -168,7 +177,7 @@ class Context(Protocol):
         """Return the device to train on."""
         ...
 
-    def shared(self, build: Callable[[torch.device], Tables]) -> Tables:
+    def shared(self, build: BuildOn) -> Tables:
         """Return untrained tables, of which each of several processes holds its part.
 
         For the tables of a method's `shared_stages`.
@@ -278,11 +287,7 @@ class Method(abc.ABC):
 
         A method of several stages overrides this with ordinary code.
         """
-
-        def build(device: torch.device) -> Tables:
-            return built_for(ctx, self.build, device=device)
-
-        tables = ctx.shared(build)
+        tables = ctx.shared(partial(built_for, ctx, self.build))
         ctx.fit(tables, stage="train")
         return tables
 

@@ -12,7 +12,7 @@ from recemb.checkpoint.store import CheckpointName, Checkpoints, CheckpointStore
 from recemb.data.batch import Batch
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
-from recemb.tables.method import Budget, IdCounts
+from recemb.tables.method import Budget, BuildOn, IdCounts
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.recipe import Recipe
 from recemb.tables.spec import TableSpec
@@ -107,7 +107,7 @@ class TrainingContext:
             raise RuntimeError("the method's run() returned without a fit; call ctx.fit(tables)")
         return self._fitted
 
-    def shared(self, build: Callable[[torch.device], Tables]) -> Tables:
+    def shared(self, build: BuildOn) -> Tables:
         """Return untrained tables, of which each of several processes holds its part.
 
         Args:
@@ -117,8 +117,8 @@ class TrainingContext:
             ValueError: if they cannot be sharded; says why.
         """
         if Ranks.current().world_size == 1:
-            return build(self.device)
-        meta = build(torch.device("meta"))
+            return build(device=self.device)
+        meta = build(device=torch.device("meta"))
         return spread(meta, self.sharding, owner=self.method, device=self.device, log=self.log)
 
     def fit(

@@ -119,8 +119,7 @@ def run_experiment(
             f"stop_before={stop_before}: the method's stages are "
             f"{', '.join(experiment.method.stages)}"
         )
-    context = training_context(experiment, folder=folder, log=log)
-    context.stop_before = stop_before
+    context = training_context(experiment, folder=folder, log=log, stop_before=stop_before)
     tables = experiment.method.run(context)
     fitted = context.fitted
     metrics = _final_metrics(experiment, tables, fitted)
@@ -132,13 +131,16 @@ def run_experiment(
     )
 
 
-def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> TrainingContext:
+def training_context(
+    experiment: Experiment, *, folder: Path, log: RunLog, stop_before: str | None = None
+) -> TrainingContext:
     """Return what the experiment's method trains with.
 
     Args:
         experiment: what to do.
         folder: where checkpoints go, and come from.
         log: where rows go.
+        stop_before: the stage before which to stop; None for none.
     """
     return TrainingContext(
         prepared=experiment.prepared,
@@ -162,6 +164,7 @@ def training_context(experiment: Experiment, *, folder: Path, log: RunLog) -> Tr
         method=type(experiment.method).__name__,
         shared_stages=experiment.method.shared_stages(),
         sharding=experiment.sharding,
+        stop_before=stop_before,
     )
 
 

@@ -39,24 +39,20 @@ def launch_of(environment: Mapping[str, str]) -> Launch:
     if "SLURM_STEP_NUM_TASKS" in environment:
         nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
         numbers = [environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
-        return _with_meeting_place(
+        return _started_by(
             environment,
-            Launch(
-                rank=int(environment["SLURM_PROCID"]),
-                local_rank=int(environment["SLURM_LOCALID"]),
-                world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
-            ),
+            rank="SLURM_PROCID",
+            local_rank="SLURM_LOCALID",
+            world_size="SLURM_STEP_NUM_TASKS",
             address=first_node(nodes),
             job=16 * int(numbers[0]) + int(numbers[1]),
         )
     if "SUBMITIT_LOCAL_GLOBALID" in environment:
-        return _with_meeting_place(
+        return _started_by(
             environment,
-            Launch(
-                rank=int(environment["SUBMITIT_LOCAL_GLOBALID"]),
-                local_rank=int(environment["SUBMITIT_LOCAL_LOCALID"]),
-                world_size=int(environment["SUBMITIT_LOCAL_NTASKS"]),
-            ),
+            rank="SUBMITIT_LOCAL_GLOBALID",
+            local_rank="SUBMITIT_LOCAL_LOCALID",
+            world_size="SUBMITIT_LOCAL_NTASKS",
             address="127.0.0.1",
             job=int(environment["SUBMITIT_LOCAL_JOB_ID"]),
         )
@@ -78,16 +74,32 @@ def _torchrun(environment: Mapping[str, str]) -> Launch:
     return Launch(rank=rank, local_rank=local_rank, world_size=world_size, meeting_place="env://")
 
 
-def _with_meeting_place(
-    environment: Mapping[str, str], launch: Launch, *, address: str, job: int
+def _started_by(
+    environment: Mapping[str, str],
+    *,
+    rank: str,
+    local_rank: str,
+    world_size: str,
+    address: str,
+    job: int,
 ) -> Launch:
-    if launch.world_size == 1:
+    """Read a launcher's variables of these names.
+
+    Args:
+        environment: what it has told this process.
+        rank: the variable that holds it; likewise `local_rank` and `world_size`.
+        local_rank: see `rank`.
+        world_size: see `rank`.
+        address: of the first process, unless MASTER_ADDR says otherwise.
+        job: its number, of which the port is made, unless MASTER_PORT says otherwise.
+    """
+    if int(environment[world_size]) == 1:
         return Launch()
     address = environment.get("MASTER_ADDR", address)
     port = environment.get("MASTER_PORT", str(_FIRST_PORT + job % _NUM_PORTS))
     return Launch(
-        rank=launch.rank,
-        local_rank=launch.local_rank,
-        world_size=launch.world_size,
+        rank=int(environment[rank]),
+        local_rank=int(environment[local_rank]),
+        world_size=int(environment[world_size]),
         meeting_place=f"tcp://{address}:{port}",
     )

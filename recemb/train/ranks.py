@@ -174,7 +174,7 @@ def process_group(*, device: str, timeout_seconds: float) -> Iterator[Ranks]:
 def _meet(launch: Launch, backend: str, timeout_seconds: float) -> None:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
-        store, rank, world_size = next(
+        store, *_ = next(
             rendezvous(launch.meeting_place, launch.rank, launch.world_size, timeout=timeout)
         )
         store.set_timeout(timeout)
@@ -183,8 +183,8 @@ def _meet(launch: Launch, backend: str, timeout_seconds: float) -> None:
         dist.init_process_group(
             backend,
             store=PrefixStore(f"attempt_{attempt}", store),
-            rank=rank,
-            world_size=world_size,
+            rank=launch.rank,
+            world_size=launch.world_size,
             timeout=timeout,
         )
     except (dist.DistError, RuntimeError) as error:

@@ -1,35 +1,16 @@
 """The GPU benchmark's code, on a CPU: what it writes, what it refuses, and how it judges."""
 
 import csv
-import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-_KERNELS = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels"
-_FOLDER = _KERNELS / "gpu"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import a script of the benchmark, whose folder is on the path only when it runs."""
-    monkeypatch.syspath_prepend(str(_KERNELS))
-    monkeypatch.syspath_prepend(str(_FOLDER))
-    before = set(sys.modules)
-
-    def load_one(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load_one
-    for name in set(sys.modules) - before:
-        if str(_KERNELS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+FOLDERS = ("kernels", "kernels/gpu")
+_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels" / "gpu"
 
 
 def time_row(contender: str, milliseconds: float, **named: Any) -> dict[str, Any]:

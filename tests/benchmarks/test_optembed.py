@@ -1,27 +1,11 @@
 """The benchmark of OptEmbed's claims: the data it plants, and how it judges."""
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import a file of the benchmark, whose folder is on the path only when it runs."""
-    monkeypatch.syspath_prepend(str(_FOLDER))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(_FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+FOLDERS = ("accuracy",)
 
 
 def test_the_planted_data_have_the_sizes_they_are_said_to_have(load, tmp_path):

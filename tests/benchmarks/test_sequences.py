@@ -1,35 +1,20 @@
 """The benchmarks of sequence models: what they compare is comparable, what they keep is kept."""
 
 import argparse
-import importlib
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 import torch
 
 from recemb.models.sequence.dare import DARE
 from recemb.tables.full import full_tables
 
-_ROOT = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDERS = ("accuracy", "serving", "training")
 Load = Callable[[str], ModuleType]
 # Sums of some tens of float32 products in another order.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a script, whose folder is on the path only when it runs."""
-    before = set(sys.modules)
-    for folder in ("accuracy", "serving", "training"):
-        monkeypatch.syspath_prepend(str(_ROOT / folder))
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(_ROOT) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def test_the_published_procedure_attends_as_recemb_does(load: Load) -> None:

@@ -1,9 +1,5 @@
-import importlib
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,24 +9,10 @@ import torch
 from recemb.models.deepfm import DeepFM
 from recemb.models.dlrm import DLRM
 
-_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "training"
+FOLDERS = ("training",)
+
 # The sums run in another order.
 _TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import a script of the benchmark, whose folder is on the path only when it runs."""
-    monkeypatch.syspath_prepend(str(_FOLDER))
-    before = set(sys.modules)
-
-    def load_one(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load_one
-    for name in set(sys.modules) - before:
-        if str(_FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def _linears(module: torch.nn.Module) -> list[torch.nn.Linear]:

@@ -159,7 +159,7 @@ def test_sparse_values_are_refused_by_name() -> None:
 
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(ValueError, match="post must be one of none, fp16, int8"):
-        quantise_tables(full(), "int3")  # type: ignore[arg-type]
+        quantise_tables(full(), "int3")
 
 
 @pytest.mark.parametrize(("post", "value"), [("fp16", 1e5), ("int4", 1e6), ("int8", float("inf"))])

@@ -33,7 +33,7 @@ def write(path: Path, rows: Sequence[str]) -> Path:
 def prepared_from(tmp_path: Path, rows: Sequence[str], **options: object) -> Prepared:
     raw = write(tmp_path / "train.csv", rows)
     settings = {"min_count": 1, "split": "time", "val": 0.0, "test": 0.0, **options}
-    return Avazu(**settings).prepare(raw, tmp_path / "out")  # type: ignore[arg-type]
+    return Avazu(**settings).prepare(raw, tmp_path / "out")
 
 
 def ids(prepared: Prepared, feature: str, split: str = "train") -> list[int]:
@@ -136,4 +136,4 @@ def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data 'avazu': split must be one of .*'day'"):
-        Avazu(split="day")  # type: ignore[arg-type]
+        Avazu(split="day")

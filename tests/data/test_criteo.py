@@ -47,7 +47,7 @@ def kept_together(tmp_path: Path, lines: Sequence[str], **options: object) -> Pr
     """Return `lines` prepared as training rows, all of them."""
     raw = write(tmp_path / "train.txt", lines)
     settings = {"min_count": 1, "split": "time", "val": 0.0, "test": 0.0, **options}
-    return Criteo(**settings).prepare(raw, tmp_path / "out")  # type: ignore[arg-type]
+    return Criteo(**settings).prepare(raw, tmp_path / "out")
 
 
 def test_there_are_13_numbers_and_26_features(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_folder_without_files_says_what_was_sought(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["numbers", "encoding", "split"])
 def test_an_unknown_choice_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=rf"data 'criteo': {option} must be one of .*'nonsense'"):
-        Criteo(**{option: "nonsense"})  # type: ignore[arg-type]
+        Criteo(**{option: "nonsense"})
 
 
 def test_hashing_without_a_size_is_refused() -> None:

@@ -28,7 +28,7 @@ def write(folder: Path, lines: Sequence[str], profiles: Sequence[str] = ()) -> P
 def prepared_from(raw: Path, **options: object) -> Prepared:
     settings = {"min_count": 1, "val": 0.0, "test": 0.0, **options}
     out = raw.parent / f"out_{raw.name}"
-    return KDD12(**settings).prepare(raw, out)  # type: ignore[arg-type]
+    return KDD12(**settings).prepare(raw, out)
 
 
 def ids(prepared: Prepared, feature: str) -> list[int]:

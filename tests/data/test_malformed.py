@@ -71,28 +71,28 @@ FRAPPE_FILE = [FRAPPE_HEADER, frappe_line(0)]
 FILM = "1|Film (1995)|01-Jan-1995|||" + "|".join("0" for _ in GENRES_100K)
 
 CRITEO = Format(
-    lambda skip: Criteo(**EVERY_ROW_TRAINS, min_count=1, on_bad_line=skip),  # type: ignore[arg-type]
+    lambda skip: Criteo(**EVERY_ROW_TRAINS, min_count=1, on_bad_line=skip),
     "train.txt",
     ([criteo_line(), criteo_line(1)], criteo_line()),
 )
 FRAPPE = Format(
-    lambda skip: Frappe(on_bad_line=skip),  # type: ignore[arg-type]
+    lambda skip: Frappe(on_bad_line=skip),
     "train.csv",
     ([FRAPPE_HEADER, frappe_line()], frappe_line(0)),
     {"valid.csv": FRAPPE_FILE, "test.csv": FRAPPE_FILE},
 )
 AVAZU = Format(
-    lambda skip: Avazu(**EVERY_ROW_TRAINS, on_bad_line=skip),  # type: ignore[arg-type]
+    lambda skip: Avazu(**EVERY_ROW_TRAINS, on_bad_line=skip),
     "train.csv",
     ([AVAZU_HEADER, avazu_line()], avazu_line(click=1)),
 )
 KDD_CUP = Format(
-    lambda skip: KDD12(val=0.0, test=0.0, on_bad_line=skip),  # type: ignore[arg-type]
+    lambda skip: KDD12(val=0.0, test=0.0, on_bad_line=skip),
     "training.txt",
     ([kdd12_line(), kdd12_line(2)], kdd12_line()),
 )
 ML_100K = Format(
-    lambda skip: MovieLens(**EVERY_ROW_TRAINS, on_bad_line=skip),  # type: ignore[arg-type]
+    lambda skip: MovieLens(**EVERY_ROW_TRAINS, on_bad_line=skip),
     "u.data",
     (["1\t1\t5\t874965758", "1\t1\t2\t874965759"], "1\t1\t1\t874965760"),
     {"u.user": ["1|24|M|writer|12345"], "u.item": [FILM]},
@@ -119,7 +119,7 @@ COLUMNS: dict[str, Any] = {
     "split": {"rule": "time", "val": 0.0, "test": 0.0},
 }
 TABLE = Format(
-    lambda skip: Table(**COLUMNS, files=["clicks.csv"], on_bad_line=skip),  # type: ignore[arg-type]
+    lambda skip: Table(**COLUMNS, files=["clicks.csv"], on_bad_line=skip),
     "clicks.csv",
     (["click,price,shop,tags,tag_weights", "1,2.5,4,a|b,1|0.5"], "0,,0,,"),
 )

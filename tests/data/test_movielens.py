@@ -107,7 +107,7 @@ Write = Callable[..., Path]
 def prepared_from(raw: Path, **options: object) -> Prepared:
     settings = {"split": "time", "val": 0.0, "test": 0.0, **options}
     out = raw.parent / f"out_{raw.name}"
-    return MovieLens(**settings).prepare(raw, out)  # type: ignore[arg-type]
+    return MovieLens(**settings).prepare(raw, out)
 
 
 def ids(prepared: Prepared, feature: str, split: str = "train") -> list[int]:
@@ -305,7 +305,7 @@ def test_an_empty_folder_says_what_was_sought(tmp_path: Path) -> None:
 )
 def test_an_impossible_setting_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MovieLens(**options)  # type: ignore[arg-type]
+        MovieLens(**options)
 
 
 @pytest.mark.skipif("RECEMB_DATA" not in os.environ, reason="needs ml-100k under RECEMB_DATA")

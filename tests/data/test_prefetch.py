@@ -23,7 +23,7 @@ def test_closing_stops_the_thread() -> None:
     items = prefetch(iter(int, 1), 2)
     assert next(iter(items)) == 0
     assert _num_threads("recemb-prefetch") == before + 1
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert _num_threads("recemb-prefetch") == before
 
 
@@ -58,7 +58,7 @@ def test_mapping_takes_no_more_items_than_it_works_on() -> None:
     results = ordered_map(lambda i: i, items(), 3)
     next(iter(results))
     assert len(taken) <= 5
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_error_in_a_thread_is_raised() -> None:

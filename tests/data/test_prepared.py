@@ -169,7 +169,7 @@ def test_resumed_batches_equal_the_rest_of_undisturbed_ones(
 def test_ranks_read_disjoint_rows_in_equally_many_batches(prepared: Prepared) -> None:
     by_rank = [
         [
-            [int(g) for g in b.groups]  # type: ignore[union-attr]
+            [int(g) for g in b.groups]
             for b in prepared.batches("train", batch_size=8, shuffle=True, rank=r, world_size=3)
         ]
         for r in range(3)
@@ -186,7 +186,7 @@ def test_closing_the_iterator_ends_its_thread(prepared: Prepared) -> None:
 
     batches = prepared.batches("train", batch_size=1)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not any(t.name == "recemb-prefetch" for t in threading.enumerate())
 
 

@@ -13,7 +13,7 @@ KINDS: dict[str, Kind] = {"a": "int", "b": "string", "c": "float"}
 
 def rows(source: DelimitedText, on_bad_line: str = "raise") -> list[tuple[object, ...]]:
     found = []
-    for chunk in source.chunks(KINDS, on_bad_line):  # type: ignore[arg-type]
+    for chunk in source.chunks(KINDS, on_bad_line):
         columns = [chunk.table.column(c).to_pylist() for c in "abc"]
         found += list(zip(chunk.lines.tolist(), *columns, strict=True))
     return found
@@ -21,7 +21,7 @@ def rows(source: DelimitedText, on_bad_line: str = "raise") -> list[tuple[object
 
 def source(path: Path, text: str | bytes, **changes: object) -> DelimitedText:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return DelimitedText([path], **changes)  # type: ignore[arg-type]
+    return DelimitedText([path], **changes)
 
 
 GOOD = "a,b,c\n1,x,0.5\n,,\n-3,é,1e3\n"

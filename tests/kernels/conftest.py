@@ -31,7 +31,7 @@ def _stand_in_for_the_package() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["recemb.kernels"] = module
     spec.loader.exec_module(module)
-    importlib.import_module("recemb").kernels = module  # type: ignore[attr-defined]
+    importlib.import_module("recemb").kernels = module
 
 
 _stand_in_for_the_package()

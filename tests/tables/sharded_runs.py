@@ -224,7 +224,7 @@ def train(tables: Tables, case: Case, *, rank: int = 0, world_size: int = 1) -> 
             loss, vectors = loss_of(tables, features)
             if part == case.micro_batches - 1:
                 loss = loss + tables.penalty() / world_size
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         if world_size > 1:
             Ranks.current().sum_gradients(tables.dense_parameters())
         dense.step()

@@ -57,7 +57,7 @@ def test_the_default_recipe_builds_and_fits_once():
         fitted = ()
 
         def shared(self, build):
-            return build(self.device)
+            return build(device=self.device)
 
         def fit(self, tables, *, stage):
             self.fitted = (*self.fitted, tables)

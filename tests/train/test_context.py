@@ -74,7 +74,7 @@ def test_a_kept_model_is_the_same_object_and_a_fresh_one_begins_as_the_first_did
 
 def other_model_of(updates: Updates) -> list[Tensor]:
     """Return copies of the weights of the model that a fit trains."""
-    model: nn.Module = updates.plan.model  # type: ignore[attr-defined]
+    model: nn.Module = updates.plan.model
     return [p.detach().clone() for p in model.parameters()]
 
 

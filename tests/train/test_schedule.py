@@ -33,4 +33,4 @@ def test_a_decay_without_steps_is_refused() -> None:
 
 def test_an_unknown_decay_is_refused() -> None:
     with pytest.raises(ValueError, match="none, linear or cosine"):
-        Schedule(decay="step")  # type: ignore[arg-type]
+        Schedule(decay="step")
