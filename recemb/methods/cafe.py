@@ -18,7 +18,7 @@ sorted list, and the sketch is gone.
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 
@@ -41,8 +41,13 @@ _STEPS = 1 << 20
 _EVEN_SHARE = 1 / 40
 """The threshold where none is given, over the importance of an epoch for each hot row."""
 
-_HASH_RATES = ((0.2, 0.7), (0.02, 0.5), (0.005, 0.3), (0.0005, 0.2), (0.0, 0.1))
+_Rates = tuple[tuple[float, float], ...]
+_HASH_RATES: _Rates = ((0.2, 0.7), (0.02, 0.5), (0.005, 0.3), (0.0005, 0.2), (0.0, 0.1))
 """The share of rows that is shared, above a ratio: the authors' settings."""
+
+
+_HASH_RATES_PLUS: _Rates = ((0.01, 0.7), (0.0003, 0.3), (0.0, 0.2))
+"""Likewise of CAFE+, whose authors give 0.7 at 0.1, 0.3 at 0.001 and 0.2 at 0.0001."""
 
 
 class Cafe(Method):
@@ -69,6 +74,7 @@ class Cafe(Method):
         ValueError: on an unknown word or a number out of its range.
     """
 
+    hash_rates: ClassVar[_Rates] = _HASH_RATES
     why_unshared = "one sketch of all ids decides which rows move after every update"
 
     def __init__(
@@ -207,7 +213,7 @@ class Cafe(Method):
         """Return a pool with `rate` rows for each id, so that hot ids pay for their index."""
         hash_rate = self.hash_rate
         if hash_rate is None:
-            hash_rate = next(its for above, its in _HASH_RATES if ratio > above)
+            hash_rate = next(its for above, its in self.hash_rates if ratio > above)
         widths = tuple(spec.embedding_dim for spec in members[0])
         num_ids = sum(its[0].num_embeddings for its in members)
         row_bytes = 4 * sum(widths)
@@ -260,6 +266,8 @@ class CafePlus(Cafe):
     Raises:
         ValueError: on an unknown word or a number out of its range.
     """
+
+    hash_rates: ClassVar[_Rates] = _HASH_RATES_PLUS
 
     def __init__(
         self,

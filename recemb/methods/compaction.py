@@ -10,7 +10,8 @@ from torch import Tensor
 
 from recemb.tables.blueprint import Blueprint
 from recemb.tables.lookup_plan import LookupPlan, Output, PhysicalTable, VirtualLookup
-from recemb.tables.program import ABSENT, Program, Remap
+from recemb.tables.program import Program
+from recemb.tables.ranked import Ranked, ranked_buffers, ranked_bytes
 from recemb.tables.spec import TableSpec, output_keys
 
 
@@ -24,7 +25,9 @@ def compact(
     """Return the blueprint of tables of which some rows and columns are left.
 
     Vectors are as wide as before: what is cut are zeros behind the rows. An id whose row is
-    switched off has the vector 0. A table that loses rows has a remap, int32, four bytes per id.
+    switched off has the vector 0. A table that loses rows has an index, see
+    `recemb.tables.ranked`; where that would be larger than what is lost, all rows stay, those that
+    are switched off as zeros.
 
     Args:
         specs: the tables.
@@ -35,24 +38,23 @@ def compact(
     Returns:
         The blueprint; a table without any row left keeps one, which nothing reads.
     """
-    tables, programs, buffers, limits, initial = [], {}, {}, {}, {}
+    tables, buffers, initial = [], {}, {}
+    programs: dict[str, Program] = {}
     for spec in specs:
-        mask = kept.get(spec.name)
+        mask = kept.get(spec.name, torch.ones(spec.num_embeddings, dtype=torch.bool)).cpu()
         width = widths.get(spec.name, spec.embedding_dim)
-        program: Program = ()
-        rows = torch.arange(spec.num_embeddings)
-        if mask is not None and not bool(mask.all()):
-            rows = mask.cpu().nonzero().view(-1)
-            remap = torch.full((spec.num_embeddings,), ABSENT, dtype=torch.int32)
-            remap[rows] = torch.arange(rows.numel(), dtype=torch.int32)
-            name = f"{spec.name}.rows"
-            buffers[name], limits[name] = remap, max(1, rows.numel())
-            program = (Remap(buffer=name),)
-        tables.append(PhysicalTable(name=spec.name, num_rows=max(1, rows.numel()), width=width))
-        programs[spec.name] = program
+        rows, num_kept = torch.arange(spec.num_embeddings), int(mask.sum())
+        programs[spec.name] = ()
+        if pays(spec, num_kept=num_kept, width=width):
+            rows = mask.nonzero().view(-1) if num_kept else rows[:1]
+            step = Ranked(words=f"{spec.name}.words", ranks=f"{spec.name}.ranks", size=num_kept)
+            buffers[step.words], buffers[step.ranks] = ranked_buffers(mask)
+            programs[spec.name] = (step,)
+        tables.append(PhysicalTable(name=spec.name, num_rows=rows.numel(), width=width))
         if weights is not None:
-            chosen = rows if rows.numel() else torch.zeros(1, dtype=torch.long)
-            initial[spec.name] = weights[spec.name][chosen, :width].clone()
+            chosen = weights[spec.name][rows, :width]
+            is_on = mask[rows].to(chosen.device).unsqueeze(1)
+            initial[spec.name] = torch.where(is_on, chosen, 0)
     outputs = tuple(
         Output(
             key=key,
@@ -67,7 +69,7 @@ def compact(
         for key, (spec, feature) in output_keys(specs).items()
     )
     return Blueprint(
-        plan=LookupPlan(tables=tuple(tables), outputs=outputs, buffers=limits),
+        plan=LookupPlan(tables=tuple(tables), outputs=outputs),
         buffers=buffers,
         initial=initial,
         parameters={
@@ -75,6 +77,19 @@ def compact(
             "widths": {table.name: table.width for table in tables},
         },
     )
+
+
+def pays(spec: TableSpec, *, num_kept: int, width: int) -> bool:
+    """Return whether a table with so many rows and columns left is smaller without the others."""
+    lost = 4 * (spec.num_embeddings - max(1, num_kept)) * width
+    return lost > ranked_bytes(spec.num_embeddings)
+
+
+def compact_bytes(spec: TableSpec, *, num_kept: int, width: int) -> int:
+    """Return the bytes of a table of which so many rows and columns are left."""
+    if pays(spec, num_kept=num_kept, width=width):
+        return 4 * max(1, num_kept) * width + ranked_bytes(spec.num_embeddings)
+    return 4 * spec.num_embeddings * width
 
 
 def sparsity(

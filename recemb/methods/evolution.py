@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 Genes = tuple[int, ...]
+_OFFICIAL_POOL = 10
 Once = Callable[[str, Callable[[], dict[str, Any]]], Mapping[str, Any]]
 _TRIES = 100
 
@@ -22,8 +23,9 @@ class Evolution:
 
     "paper": the pool are the `top_k` best candidates ever seen; parents are drawn from it;
     mutations are made on copies; a child has each gene from either parent. "official": what the
-    authors' code does, where that is no error: parents are the best of the last generation only,
-    crossover is at one cut point, and mutated genes are at least 2.
+    authors' code does, where that is no error: parents are the 10 best of the last generation, 11
+    for crossover, whatever `top_k` is; no pair has two children of a generation; crossover is at
+    one cut point; and mutated genes are at least 2.
 
     Attributes:
         generations: rounds.
@@ -31,7 +33,7 @@ class Evolution:
         num_crossover: candidates of a round that have two parents; a first generation of as many
             as both is drawn uniformly.
         mutation_probability: of each gene.
-        top_k: size of the pool.
+        top_k: size of the pool of "paper".
         variant: see above.
 
     Raises:
@@ -78,8 +80,7 @@ class Found:
 def evolve(
     fitness: Callable[[Genes], float],
     *,
-    num_genes: int,
-    max_gene: int,
+    limits: Sequence[int],
     evolution: Evolution,
     seed: int,
     is_allowed: Callable[[Genes], bool] = lambda _: True,
@@ -89,8 +90,7 @@ def evolve(
 
     Args:
         fitness: of a candidate, called once for each.
-        num_genes: integers in a candidate.
-        max_gene: they are in [1, max_gene].
+        limits: a candidate has an integer in [1, limit] for each.
         evolution: how to search.
         seed: of all draws.
         is_allowed: whether a candidate may be scored; all genes 1 must be. One that may not is
@@ -101,9 +101,9 @@ def evolve(
     Raises:
         ValueError: if the smallest candidate is not allowed.
     """
-    if not is_allowed((1,) * num_genes):
+    if not is_allowed((1,) * len(limits)):
         raise ValueError("evolve: not even the smallest candidate is allowed; raise the budget")
-    draw = _Draw(num_genes, max_gene, evolution, seed, is_allowed)
+    draw = _Draw(limits, evolution, seed, is_allowed)
     scores: dict[Genes, float] = {}
     history: list[float] = []
     size = evolution.num_mutation + evolution.num_crossover
@@ -117,13 +117,14 @@ def evolve(
         values = once(f"search-{generation:03d}", score)["values"]
         scores |= dict(zip(fresh, values, strict=True))
         history.append(max(scores.values()))
-        pool = _best(
-            scores if evolution.variant == "paper" else {g: scores[g] for g in population},
-            evolution.top_k,
-        )
+        if evolution.variant == "paper":
+            mutated = crossed = _best(scores, evolution.top_k)
+        else:
+            crossed = _best({genes: scores[genes] for genes in population}, _OFFICIAL_POOL + 1)
+            mutated = crossed[:_OFFICIAL_POOL]
         population = [
-            *draw.distinct(partial(draw.mutant, pool), evolution.num_mutation),
-            *draw.distinct(partial(draw.child, pool), evolution.num_crossover),
+            *draw.distinct(partial(draw.mutant, mutated), evolution.num_mutation),
+            *draw.distinct(partial(draw.child, crossed, set()), evolution.num_crossover),
         ]
     best = _best(scores, 1)[0]
     return Found(best=best, value=scores[best], history=tuple(history), scores=scores)
@@ -134,14 +135,13 @@ class _Draw:
 
     def __init__(
         self,
-        num_genes: int,
-        max_gene: int,
+        limits: Sequence[int],
         evolution: Evolution,
         seed: int,
         is_allowed: Callable[[Genes], bool],
     ) -> None:
-        self._num_genes = num_genes
-        self._max_gene = max_gene
+        self._limits = limits
+        self._num_genes = len(limits)
         self._evolution = evolution
         self._is_allowed = is_allowed
         self._generator = torch.Generator().manual_seed(seed)
@@ -164,22 +164,31 @@ class _Draw:
 
     def uniform(self) -> Genes:
         """Return a candidate whose genes are uniform."""
-        return tuple(self._integers(1, self._num_genes))
+        return tuple(self._integers(1))
 
     def mutant(self, pool: Sequence[Genes]) -> Genes:
         """Return a copy of a parent in which some genes are drawn anew."""
         parent = pool[self._below(len(pool))]
-        low = 1 if self._evolution.variant == "paper" else min(2, self._max_gene)
-        drawn = self._integers(low, self._num_genes)
+        drawn = self._integers(1 if self._evolution.variant == "paper" else 2)
         chance = torch.rand(self._num_genes, generator=self._generator)
         is_drawn = (chance < self._evolution.mutation_probability).tolist()
         return tuple(
             new if yes else old for old, new, yes in zip(parent, drawn, is_drawn, strict=True)
         )
 
-    def child(self, pool: Sequence[Genes]) -> Genes:
-        """Return a candidate with the genes of two parents."""
-        one, other = pool[self._below(len(pool))], pool[self._below(len(pool))]
+    def child(self, pool: Sequence[Genes], pairs: set[tuple[int, int]]) -> Genes:
+        """Return a candidate with the genes of two parents.
+
+        Args:
+            pool: of parents.
+            pairs: the places in it of those that have a child, among which this pair will be.
+        """
+        first, second = self._below(len(pool)), self._below(len(pool))
+        if self._evolution.variant == "official" and len(pairs) < len(pool) * (len(pool) - 1):
+            while first == second or (first, second) in pairs:
+                first, second = self._below(len(pool)), self._below(len(pool))
+            pairs.add((first, second))
+        one, other = pool[first], pool[second]
         if self._evolution.variant == "official":
             cut = 1 + self._below(max(1, self._num_genes - 1))
             return one[:cut] + other[cut:]
@@ -196,9 +205,15 @@ class _Draw:
             mine[place] = 1 + self._below(mine[place] - 1) if mine[place] > 1 else 1
         return tuple(mine)
 
-    def _integers(self, low: int, num: int) -> list[int]:
+    def _integers(self, low: int) -> list[int]:
+        """Return an integer for each gene, at least `low` where its limit is."""
+        if len(set(self._limits)) > 1:
+            return [
+                min(low, most) + self._below(most - min(low, most) + 1) for most in self._limits
+            ]
+        most = self._limits[0]
         drawn: list[int] = torch.randint(
-            low, self._max_gene + 1, (num,), generator=self._generator
+            min(low, most), most + 1, (self._num_genes,), generator=self._generator
         ).tolist()
         return drawn
 

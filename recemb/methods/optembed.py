@@ -9,6 +9,7 @@ CIKM 2022, arXiv 2208.04482.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from recemb.data.batch import Batch
-from recemb.methods.compaction import compact
+from recemb.methods.compaction import compact, compact_bytes
 from recemb.methods.evolution import Evolution, Found, Genes, evolve
 from recemb.methods.masked_rows import MaskedRows, Thresholds
 from recemb.tables.blueprint import Blueprint
@@ -32,6 +33,10 @@ from recemb.tables.spec import TableSpec
 from recemb.tables.storage import Storage
 from recemb.tables.tables import Tables
 from recemb.tables.transform import TransformFactory
+
+
+class NothingPrunedWarning(UserWarning):
+    """The settings prune no rows, though they were to be pruned."""
 
 
 class Supernet(PlannedTables):
@@ -156,7 +161,8 @@ class OptEmbed(Method):
         thresholds: fields of `Thresholds`.
         evolution: fields of `Evolution`.
         weight_decay: L2 on all rows; None for the optimizer's own.
-        retrain_from: "init", the initial weights, or "supernet".
+        retrain_from: "init", the initial weights and a fresh network, or "supernet", those that
+            it has learnt.
         init_std: of the initial weights; None for Xavier's uniform distribution over all tables.
 
     Raises:
@@ -252,7 +258,7 @@ class OptEmbed(Method):
         weights = initial if self.retrain_from == "init" else None
         made = supernet.compacted(weights)
         tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=optimizer, seed=ctx.seed))
-        ctx.fit(tables, stage="retrain")
+        ctx.fit(tables, stage="retrain", recipe=Recipe(model=self._retrained_model()))
         return tables
 
     def shared_stages(self) -> Sequence[str]:
@@ -264,13 +270,16 @@ class OptEmbed(Method):
         fields = supernet.fields
         allowed = None if ctx.budget is None else ctx.budget.allowed_bytes(ctx.specs)
         kept = supernet.kept()
-        costs = _costs(ctx.specs, kept)
+        rows = {name: int(flags.sum()) for name, flags in kept.items()}
+        of_name = {spec.name: spec for spec in ctx.specs}
+        others = sum(spec.full_bytes for spec in ctx.specs if spec.name not in kept)
 
         def is_allowed(genes: Genes) -> bool:
-            if allowed is None:
-                return True
-            bytes_of = (costs[f][0] + costs[f][1] * g for f, g in zip(fields, genes, strict=True))
-            return sum(bytes_of) + costs[""][0] <= allowed
+            sizes = (
+                compact_bytes(of_name[name], num_kept=rows[name], width=width)
+                for name, width in zip(fields, genes, strict=True)
+            )
+            return allowed is None or others + sum(sizes) <= allowed
 
         def fitness(genes: Genes) -> float:
             supernet.set_widths(dict(zip(fields, genes, strict=True)))
@@ -278,8 +287,7 @@ class OptEmbed(Method):
 
         found: Found = evolve(
             fitness,
-            num_genes=len(fields),
-            max_gene=max(s.embedding_dim for s in ctx.specs),
+            limits=[of_name[name].embedding_dim for name in fields],
             evolution=self.evolution,
             seed=ctx.seed,
             is_allowed=is_allowed,
@@ -310,8 +318,19 @@ class OptEmbed(Method):
 
         return step
 
+    def _retrained_model(self) -> Literal["fresh", "keep"]:
+        """Return which network goes with the rows that are retrained."""
+        return "fresh" if self.retrain_from == "init" else "keep"
+
     def _optimizer(self, ctx: Context) -> TableOptimizer:
         decay = ctx.optimizer.weight_decay if self.weight_decay is None else self.weight_decay
+        if self.thresholds and not decay:
+            warnings.warn(
+                "OptEmbed: without weight decay rows keep their norms, and hardly any falls below "
+                "its threshold; set weight_decay (the authors': 1e-6 to 1e-3)",
+                category=NothingPrunedWarning,
+                stacklevel=2,
+            )
         rows: Literal["all", "touched"] = "all" if self.thresholds else ctx.optimizer.rows
         return dataclasses.replace(ctx.optimizer, rows=rows, weight_decay=decay)
 
@@ -353,14 +372,3 @@ def serving_parts(made: Blueprint) -> dict[str, int]:
 
 def _uniform_bytes(specs: Sequence[TableSpec], width: int) -> int:
     return sum(4 * s.num_embeddings * min(width, s.embedding_dim) for s in specs)
-
-
-def _costs(specs: Sequence[TableSpec], kept: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Return for each masked table its bytes of indices, and those of each column; "" the rest."""
-    costs = {"": (sum(s.full_bytes for s in specs if s.name not in kept), 0)}
-    for spec in specs:
-        if spec.name in kept:
-            rows = int(kept[spec.name].sum())
-            indices = 0 if rows == spec.num_embeddings else 4 * spec.num_embeddings
-            costs[spec.name] = (indices, 4 * max(1, rows))
-    return costs

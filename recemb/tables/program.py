@@ -13,6 +13,7 @@ from torch import Tensor
 from recemb.kernels.hashing import MAX_ROWS, reference
 from recemb.tables.blocked import Blocked
 from recemb.tables.listed import Bucketed, Listed
+from recemb.tables.ranked import Ranked
 
 
 class Buffers(Protocol):
@@ -272,7 +273,7 @@ class Within:
         return max(0, min(ends) - self.first) if ends else None
 
 
-Step = Offset | Hash | Digit | Remap | Bits | Within | Listed | Bucketed | Blocked
+Step = Offset | Hash | Digit | Remap | Bits | Within | Listed | Bucketed | Blocked | Ranked
 Program = tuple[Step, ...]
 """Steps in order; none at all is the identity."""
 
@@ -286,6 +287,7 @@ _STEPS: dict[str, type[Step]] = {
     "listed": Listed,
     "bucketed": Bucketed,
     "blocked": Blocked,
+    "ranked": Ranked,
 }
 
 
@@ -318,7 +320,7 @@ def program_limit(program: Program, limit: int | None, sizes: Mapping[str, int])
 def may_be_absent(program: Program) -> bool:
     """Return whether `program` has a step that can give ABSENT."""
     return any(
-        isinstance(step, Within)
+        isinstance(step, Within | Ranked)
         or (isinstance(step, Remap) and not step.is_total)
         or (isinstance(step, Listed | Bucketed) and step.gives == "row")
         for step in program

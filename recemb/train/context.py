@@ -1,12 +1,13 @@
 """What a method's recipe may ask of the trainer: fits and evaluations."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recemb.checkpoint.store import CheckpointName, Checkpoints, CheckpointStore
 from recemb.data.batch import Batch
@@ -30,6 +31,8 @@ from recemb.train.sharded_run import spread, unfinished
 from recemb.train.validation import ValidationStream
 
 _RESULT = "result"
+# The name, in the checkpoint of a result, of the time that it took.
+_SECONDS = "computed_in_seconds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,10 @@ class TrainingContext:
         shared_stages: those of them that several processes can share.
         sharding: how they share the tables, see `sharding_of`; None for one process.
         stop_before: the stage before which to stop; None for none.
+        ended: where each fit ended, by its stage, in order.
+        computing_seconds: wall time of what `once` computed.
+        train_parts: the bytes that the tables, and what their recipe keeps beside them, held in
+            the fit that held most, part by part; gradients are not among them.
     """
 
     prepared: Prepared
@@ -82,6 +89,9 @@ class TrainingContext:
     shared_stages: Sequence[str] = ()
     sharding: str | Mapping[str, Any] | None = None
     stop_before: str | None = None
+    ended: dict[str, Progress] = field(default_factory=dict, init=False)
+    computing_seconds: float = field(default=0.0, init=False)
+    train_parts: dict[str, int] = field(default_factory=dict, init=False)
     _fitted: FittedModel | None = field(default=None, init=False)
     _log_bytes: int = field(default=0, init=False)
 
@@ -173,6 +183,9 @@ class TrainingContext:
         fit = Fit(plan, store=self._checkpoints_of(stage, tables), log=self.log)
         progress = fit.run()
         self._log_bytes = fit.log_bytes
+        self.ended[stage] = progress
+        parts = held_bytes(tables, recipe)
+        self.train_parts = max(self.train_parts, parts, key=lambda its: sum(its.values()))
         self._fitted = FittedModel(
             model=ranking_model, progress=progress, optimizer_state=fit.optimizer_state()
         )
@@ -193,10 +206,16 @@ class TrainingContext:
         if found is None:
             if Ranks.current().world_size > 1:
                 raise ValueError(self._unfinished(f"'{name}'"))
-            store.save(CheckpointName(_RESULT, 0), compute())
+            started = time.perf_counter()
+            computed = compute()
+            seconds = time.perf_counter() - started
+            store.save(CheckpointName(_RESULT, 0), {**computed, _SECONDS: seconds})
             found = store.load_newest(_RESULT)
         assert found is not None
-        return found[1]
+        result = found[1]
+        # A checkpoint of an earlier version has none.
+        self.computing_seconds += result.pop(_SECONDS, 0.0)
+        return result
 
     def evaluate(self, tables: Tables) -> Mapping[str, float]:
         """Return the validation metrics of `tables` with the model of the last fit."""
@@ -257,3 +276,18 @@ class TrainingContext:
         """Return a fresh model for these tables."""
         model = self.model_class.for_tables(self.prepared.schema, tables, self.model_options)
         return synchronise(model.to(self.device))
+
+
+def held_bytes(tables: Tables, recipe: Recipe) -> dict[str, int]:
+    """Return the bytes that a fit holds for its tables, part by part; gradients are left out."""
+    beside = sum(_tensor_bytes(stateful.state_dict()) for stateful in recipe.extra.values())
+    return {**tables.storage().train, **({"recipe_state": beside} if beside else {})}
+
+
+def _tensor_bytes(state: Any) -> int:
+    """Return the bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, Mapping):
+        return sum(_tensor_bytes(its) for its in state.values())
+    return sum(_tensor_bytes(its) for its in state) if isinstance(state, list | tuple) else 0

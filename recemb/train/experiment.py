@@ -19,6 +19,7 @@ from recemb.train.context import FittedModel, TrainingContext
 from recemb.train.evaluation import score_split
 from recemb.train.fit_plan import DenseOptimizer
 from recemb.train.log import RunLog
+from recemb.train.progress import Progress
 from recemb.train.ranks import Ranks
 from recemb.train.settings import TrainerSettings
 from recemb.train.sharded_run import check_shared
@@ -126,7 +127,7 @@ def run_experiment(
     return Trained(
         tables=tables,
         model=fitted.model,
-        summary=_summary(experiment, tables, fitted, metrics, folder)
+        summary=_summary(experiment, tables, context, metrics, folder)
         | {"seconds": time.perf_counter() - started},
     )
 
@@ -188,12 +189,14 @@ def _final_metrics(experiment: Experiment, tables: Tables, fitted: FittedModel) 
 def _summary(
     experiment: Experiment,
     tables: Tables,
-    fitted: FittedModel,
+    context: TrainingContext,
     metrics: dict[str, float],
     folder: Path,
 ) -> dict[str, Any]:
-    storage, progress = tables.storage(), fitted.progress
-    seconds = progress.training_seconds
+    storage, last = tables.storage(), context.fitted.progress
+    stages = {name: _stage_summary(progress) for name, progress in context.ended.items()}
+    seconds = sum(stage["training_seconds"] for stage in stages.values())
+    examples = sum(stage["examples"] for stage in stages.values())
     return {
         "folder": str(folder),
         "metrics": metrics,
@@ -201,21 +204,30 @@ def _summary(
         "bytes": {
             "full": storage.full_bytes,
             "serve": storage.serve_bytes,
-            "train": storage.train_bytes,
-            "parts": {"serve": dict(storage.serve), "train": dict(storage.train)},
+            "train": sum(context.train_parts.values()),
+            "parts": {"serve": dict(storage.serve), "train": context.train_parts},
         },
         "ratio": storage.serve_bytes / storage.full_bytes,
-        "samples_per_second": progress.examples / seconds if seconds else 0.0,
-        "training_seconds": seconds,
+        "samples_per_second": examples / seconds if seconds else 0.0,
+        "training_seconds": seconds + context.computing_seconds,
+        "stages": stages,
         "peak_memory_bytes": max(peaks := Ranks.current().everyone(peak_memory_bytes())),
         "rank_peak_memory_bytes": peaks,
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "examples": progress.examples,
-        "best_step": progress.best_step,
+        # Of the last stage.
+        "epochs": last.epoch,
+        "steps": last.step,
+        "best_step": last.best_step,
+        "examples": examples,
         "rows": {s: experiment.prepared.num_rows(s) for s in experiment.prepared.splits},
-        "model_parameters": sum(p.numel() for p in fitted.model.parameters()),
+        "model_parameters": sum(p.numel() for p in context.fitted.model.parameters()),
         "seed": experiment.seed,
         "versions": versions(),
         "hardware": hardware(),
+    }
+
+
+def _stage_summary(progress: Progress) -> dict[str, Any]:
+    return {
+        name: getattr(progress, name)
+        for name in ("epoch", "step", "best_step", "examples", "training_seconds")
     }

@@ -25,11 +25,7 @@ def search(target=(3, 9, 1, 16), evolution=SMALL, seed=1, **changes):
     fitness, asked = far_from(target)
     found = evolve(
         fitness,
-        num_genes=len(target),
-        max_gene=16,
-        evolution=evolution,
-        seed=seed,
-        **changes,
+        **{"limits": [16] * len(target), "evolution": evolution, "seed": seed, **changes},
     )
     return found, asked, fitness
 
@@ -50,6 +46,34 @@ def test_the_best_so_far_never_falls_and_evolution_improves_on_chance():
     found, _, _ = search(evolution=Evolution(generations=20))
     assert all(a <= b for a, b in itertools.pairwise(found.history))
     assert found.history[-1] > found.history[0]
+
+
+@pytest.mark.parametrize("evolution", [SMALL, OFFICIAL], ids=["paper", "official"])
+def test_every_gene_has_a_limit_of_its_own(evolution):
+    _, asked, _ = search(evolution=evolution, limits=[2, 16, 1, 4])
+    most = [max(genes[place] for genes in asked) for place in range(4)]
+    assert most[0] == 2
+    assert most[2] == 1
+    assert most[3] == 4
+    assert 4 < most[1] <= 16
+
+
+def test_official_parents_are_two_of_the_eleven_best():
+    """Of two genes a child has the first of one parent and the second of the other."""
+    asked = []
+    wide = Evolution(generations=2, num_mutation=1, num_crossover=50, variant="official")
+    evolve(
+        lambda genes: asked.append(genes) or -genes[0],
+        limits=[1000, 1000],
+        evolution=wide,
+        seed=1,
+    )
+    parents = sorted(asked[:51])[:11]
+    children = asked[51 + 1 :]
+    assert len(children) == 50
+    assert {genes[0] for genes in children} <= {genes[0] for genes in parents}
+    assert {genes[1] for genes in children} <= {genes[1] for genes in parents}
+    assert not set(children) & set(parents)
 
 
 @pytest.mark.parametrize("evolution", [SMALL, OFFICIAL], ids=["paper", "official"])

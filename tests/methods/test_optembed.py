@@ -11,8 +11,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.data.prepared import Prepared
 from recemb.data.table import Table
-from recemb.methods.compaction import compact, sparsity
-from recemb.methods.optembed import OptEmbed
+from recemb.methods.compaction import compact, compact_bytes, sparsity
+from recemb.methods.optembed import NothingPrunedWarning, OptEmbed
 from recemb.models.deepfm import DeepFM
 from recemb.tables.method import Budget
 from recemb.tables.optimizer import TableOptimizer
@@ -82,7 +82,79 @@ def test_sparsity_is_the_paper_s():
 
 def test_compaction_charges_for_indices():
     made = compact(SPECS, kept={"a": torch.arange(40) < 10}, widths={"a": 2, "b": 4})
-    assert made.serve_bytes == 4 * (10 * 2 + 40 + 9 * 4 + 40)
+    # A word of 64 bits and its rank, 12 bytes, say which of 40 rows are left.
+    assert made.serve_bytes == 4 * (10 * 2 + 9 * 4 + 40) + 12
+    assert compact_bytes(SPECS[0], num_kept=10, width=2) == 4 * 10 * 2 + 12
+
+
+@pytest.mark.parametrize(("num_lost", "num_rows"), [(1, 40), (3, 40), (4, 36)])
+def test_rows_stay_as_zeros_where_an_index_is_larger_than_they_are(num_lost, num_rows):
+    """A row of one value has 4 bytes, the index of 40 ids 12."""
+    kept = torch.arange(40) >= num_lost
+    weights = {spec.name: torch.ones(spec.num_embeddings, spec.embedding_dim) for spec in SPECS}
+    made = compact(SPECS, kept={"a": kept}, widths={"a": 1}, weights=weights)
+    assert made.initial["a"].shape == (num_rows, 1)
+    assert int(made.initial["a"].sum()) == 40 - num_lost
+    ids = KeyedJaggedTensor(
+        keys=["f0", "f1"], values=torch.arange(40), lengths=torch.tensor([1] * 40 + [0] * 40)
+    )
+    tables = made.tables(SPECS, optimizer=None, seed=0, device=torch.device("cpu")).eval()
+    assert torch.equal(tables(ids)["f0@a"][:, 0], kept.float())
+    assert made.serve_bytes == sum(
+        (compact_bytes(SPECS[0], num_kept=40 - num_lost, width=1), 4 * 9 * WIDTH, 4 * 40)
+    )
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 37, 39])
+def test_a_table_that_loses_rows_is_never_larger(num_kept):
+    """So that a candidate that `plan` found small enough is, whatever training prunes."""
+    for width in range(1, WIDTH + 1):
+        assert compact_bytes(SPECS[0], num_kept=num_kept, width=width) <= 4 * 40 * width
+
+
+def test_fields_of_different_widths_are_searched_within_their_own():
+    specs = [*SPECS, TableSpec(name="c", num_embeddings=9, embedding_dim=2, feature_names=("f1",))]
+    limits = []
+
+    class Asked:
+        budget, seed, once = None, 1, staticmethod(lambda _, compute: compute())
+
+        def evaluate(self, supernet):
+            limits.append(supernet.widths())
+            return {"val/auc": 0.5}
+
+    asked = Asked()
+    asked.specs = specs
+    method = OptEmbed(evolution=EVOLUTION)
+    supernet = method.build(specs, {}, None, optimizer=None, seed=1, device=torch.device("cpu"))
+    method.search(supernet, asked)
+    assert {its["c"] for its in limits} == {1, 2}
+    assert {its["a"] for its in limits} == {1, 2, 3, 4}
+
+
+def test_pruning_without_decay_is_warned_of(prepared, tmp_path):
+    context = context_of(prepared, tmp_path, epochs=1)
+    with pytest.warns(NothingPrunedWarning, match="set weight_decay"):
+        OptEmbed(search_widths=False, weight_decay=0.0).run(context)
+
+
+def test_what_the_supernet_learnt_is_retrained_with_its_network(prepared, tmp_path):
+    """After no update at all the network that is left is the supernet's, or a fresh one."""
+    left = {}
+    for source in ("init", "supernet"):
+        context = context_of(prepared, tmp_path / source, epochs=1)
+        fit, models = context.fit, []
+
+        def fit_and_note(tables, fit=fit, models=models, context=context, **named):
+            before = context.fitted.model if models else None
+            fit(tables, **named)
+            models.append((before, context.fitted.model))
+
+        context.fit = fit_and_note
+        OptEmbed(search_widths=False, retrain_from=source).run(context)
+        before, after = models[1]
+        left[source] = before is after
+    assert left == {"init": False, "supernet": True}
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0.6, 0.4])
