@@ -75,10 +75,12 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = {str(k): v for k, v in plain.items()}
-    if ranks.is_first:
+
+    def begin() -> None:
         claim_folder(folder, settings)
         prepare_from(config, overwrite=False)
-    ranks.wait()
+
+    ranks.first_alone("data", begin)
     if finished := read_summary(folder / "summary.json"):
         if ranks.is_first:
             print(f"{folder} has finished before\n{describe(finished)}")

@@ -5,7 +5,7 @@ Shapes: `N` examples.
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -18,7 +18,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from recemb.train.launch import Launch, launch_of
-from recemb.train.roll_call import LostRanksError, RollCall, note_step
+from recemb.train.meeting import name_of_attempt
+from recemb.train.roll_call import LostRanksError, RollCall, note_step, wait_while_alive
 
 T = TypeVar("T")
 
@@ -82,6 +83,24 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def first_alone(self, name: str, action: Callable[[], object]) -> None:
+        """Let the first rank do something; the others wait, however long it takes.
+
+        Args:
+            name: of what it does, another one for each call.
+            action: what it does.
+        """
+        if self.is_first:
+            action()
+        if self.world_size == 1:
+            return
+        store, key = _world().get_group_store(), f"done/{name}"
+        if self.is_first:
+            store.set(key, "1")
+        else:
+            wait_while_alive(store, key, rank=0)
+        self.wait()
 
     def wait(self) -> None:
         """Return when all ranks have come here."""
@@ -178,11 +197,15 @@ def _meet(launch: Launch, backend: str, timeout_seconds: float) -> None:
             rendezvous(launch.meeting_place, launch.rank, launch.world_size, timeout=timeout)
         )
         store.set_timeout(timeout)
-        # torchrun's store outlives a restart, and has the addresses of processes that are gone.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        name = name_of_attempt(
+            store,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout_seconds=timeout_seconds,
+        )
         dist.init_process_group(
             backend,
-            store=PrefixStore(f"attempt_{attempt}", store),
+            store=PrefixStore(name, store),
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timeout,

@@ -195,6 +195,27 @@ def note_step(store: SharedStore, *, rank: int, step: int) -> None:
     store.set(_key("step", rank), str(step))
 
 
+def wait_while_alive(
+    store: SharedStore, key: str, *, rank: int, silence_seconds: float = 60.0
+) -> None:
+    """Return when a key is there, or its rank has ended, or gives no sign of life.
+
+    Args:
+        store: that all ranks share, in which `rank` is within a `RollCall`.
+        key: that the rank will write.
+        rank: this one.
+        silence_seconds: after how long without a sign a rank is taken for dead.
+    """
+    beats, heard = b"", time.monotonic()
+    while not store.check([key]) and time.monotonic() < heard + silence_seconds:
+        mine, end = _key("beats", rank), _key("end", rank)
+        if store.check([end]) and store.get(end):
+            return
+        if store.check([mine]) and (found := store.get(mine)) != beats:
+            beats, heard = found, time.monotonic()
+        time.sleep(_BEAT_SECONDS / 10)
+
+
 def is_lost_connection(error: BaseException | None) -> bool:
     """Return whether an error, or what it came of, is that of a collective and not of this rank."""
     while error is not None:

@@ -1,6 +1,7 @@
 """What ranks know of each other."""
 
 import os
+import time
 from datetime import timedelta
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from recemb.train.ranks import Ranks, process_group
-from recemb.train.roll_call import LostRanksError
+from recemb.train.roll_call import LostRanksError, RollCall
 from tests.end_to_end.runs import as_rank, free_port
 from tests.processes import on_ranks
 
@@ -42,6 +43,27 @@ def test_a_rank_that_no_other_joins_gives_up_and_says_what_to_look_at() -> None:
     (said,) = on_ranks(1, wait_alone, free_port())
     assert said.startswith("rank 0 of 2 did not find the others within 2 seconds (timeout_seconds)")
     assert said.endswith("can all reach the address and port of the first?")
+
+
+def work_alone() -> tuple[list[str], bool]:
+    """Return what a rank did, and whether the first had ended when this one was let go."""
+    ranks, done = Ranks.current(), []
+    group = dist.group.WORLD
+    assert group is not None
+    store = group.get_group_store()
+
+    def work() -> None:
+        time.sleep(0.5)
+        store.set("worked", "1")
+        done.append("work")
+
+    with RollCall(store, rank=ranks.rank, world_size=2, timeout_seconds=60):
+        ranks.first_alone("work", work)
+        return done, store.check(["worked"])
+
+
+def test_others_wait_for_what_the_first_does_alone() -> None:
+    assert on_ranks(2, work_alone) == [(["work"], True), ([], True)]
 
 
 def told() -> bytes:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 import pytest
 from torch import distributed as dist
 
-from recemb.train.roll_call import LostRanksError, RollCall, is_lost_connection, note_step
+from recemb.train.roll_call import (
+    LostRanksError,
+    RollCall,
+    is_lost_connection,
+    note_step,
+    wait_while_alive,
+)
 
 BEAT_SECONDS = 0.05
 # As gloo words them.
@@ -139,3 +145,25 @@ def test_an_error_that_came_of_a_collective_s_is_one() -> None:
 def test_another_error_is_none_of_a_collective() -> None:
     assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_lost_connection(ValueError("the file /gloo/ is missing"))
+
+
+def test_who_works_is_waited_for_beyond_the_patience_with_the_silent() -> None:
+    store = dist.HashStore()
+    with roll_call(store, 0):
+        waiting = in_thread(
+            lambda: wait_while_alive(store, "done", rank=0, silence_seconds=10 * BEAT_SECONDS)
+        )
+        time.sleep(30 * BEAT_SECONDS)
+        assert waiting.is_alive()
+        store.set("done", "1")
+        waiting.join(timeout=10)
+    assert not waiting.is_alive()
+
+
+def test_who_is_silent_or_has_ended_is_not_waited_for() -> None:
+    store = dist.HashStore()
+    wait_while_alive(store, "done", rank=0, silence_seconds=BEAT_SECONDS)
+    ends(roll_call(store, 1, world_size=1), ValueError("no disk"))
+    started = time.monotonic()
+    wait_while_alive(store, "done", rank=1)
+    assert time.monotonic() - started < 30
