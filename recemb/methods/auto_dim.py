@@ -129,6 +129,13 @@ class AutoDim(Method):
     def run(self, ctx: Context) -> Tables:
         """Return tables that were trained at the widths found."""
         self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
+        made = mixed_dimension(ctx.specs, self._searched(ctx), init_std=self.init_std)
+        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed))
+        ctx.fit(tables, stage="retrain")
+        return tables
+
+    def _searched(self, ctx: Context) -> dict[str, int]:
+        """Return the widths found; the tables of the search are gone when others are trained."""
         search = self.search_tables(
             ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed, device=ctx.device
         )
@@ -139,11 +146,7 @@ class AutoDim(Method):
             patience=NEVER_STOP,
         )
         ctx.fit(search, stage="search", recipe=recipe)
-        widths = self.found(search, ctx.budget)
-        made = mixed_dimension(ctx.specs, widths, init_std=self.init_std)
-        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed))
-        ctx.fit(tables, stage="retrain")
-        return tables
+        return self.found(search, ctx.budget)
 
     def shared_stages(self) -> Sequence[str]:
         """Return the last one: widths are known before it."""

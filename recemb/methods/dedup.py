@@ -198,6 +198,13 @@ class Dedup(Method):
 
     def run(self, ctx: Context) -> Tables:
         """Return tables of merged blocks."""
+        made = self._found(ctx)
+        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed))
+        ctx.fit(tables, stage="finetune", recipe=Recipe(model="keep"))
+        return tables
+
+    def _found(self, ctx: Context) -> Blueprint:
+        """Return the blocks that are left; the full tables are gone when they are tuned."""
         self.feasible_plan(ctx.specs, ctx.id_counts, ctx.budget)
         full = full_tables(
             ctx.specs,
@@ -208,10 +215,7 @@ class Dedup(Method):
         )
         ctx.fit(full, stage="train")
         owners = ctx.once("blocks", lambda: self.owners(full, ctx.specs, ctx.budget))
-        made = self.blueprint(full, ctx.specs, ctx.budget, owners)
-        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=ctx.optimizer, seed=ctx.seed))
-        ctx.fit(tables, stage="finetune", recipe=Recipe(model="keep"))
-        return tables
+        return self.blueprint(full, ctx.specs, ctx.budget, owners)
 
     def shared_stages(self) -> Sequence[str]:
         """Return the last one: which blocks are left is known before it."""

@@ -247,6 +247,13 @@ class OptEmbed(Method):
     def run(self, ctx: Context) -> Tables:
         """Return retrained tables."""
         optimizer = self._optimizer(ctx)
+        made = self._found(ctx, optimizer)
+        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=optimizer, seed=ctx.seed))
+        ctx.fit(tables, stage="retrain", recipe=Recipe(model=self._retrained_model()))
+        return tables
+
+    def _found(self, ctx: Context, optimizer: TableOptimizer) -> Blueprint:
+        """Return the tables that are left; the supernet is gone when they are retrained."""
         named: dict[str, Any] = {"optimizer": optimizer, "seed": ctx.seed, "device": ctx.device}
         supernet = self.build(ctx.specs, ctx.id_counts, ctx.budget, **named)
         initial = {s.name: supernet.table(s.name).detach().clone() for s in ctx.specs}
@@ -255,11 +262,7 @@ class OptEmbed(Method):
         ctx.fit(supernet, stage="supernet", recipe=self._recipe(supernet))
         if self.search_widths:
             supernet.set_widths(self.search(supernet, ctx))
-        weights = initial if self.retrain_from == "init" else None
-        made = supernet.compacted(weights)
-        tables = ctx.shared(partial(made.tables, ctx.specs, optimizer=optimizer, seed=ctx.seed))
-        ctx.fit(tables, stage="retrain", recipe=Recipe(model=self._retrained_model()))
-        return tables
+        return supernet.compacted(initial if self.retrain_from == "init" else None)
 
     def shared_stages(self) -> Sequence[str]:
         """Return the last one: which rows and columns are left is known before it."""

@@ -1,7 +1,7 @@
 """What a method's recipe may ask of the trainer: fits and evaluations."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,7 @@ class TrainingContext:
     @property
     def id_counts(self) -> IdCounts:
         """Return, per feature, how often each id occurs in the training split."""
-        names = self.prepared.schema.feature_names
-        return {name: self.prepared.id_counts(name) for name in names}
+        return _StoredCounts(self.prepared)
 
     @property
     def fitted(self) -> FittedModel:
@@ -276,6 +275,22 @@ class TrainingContext:
         """Return a fresh model for these tables."""
         model = self.model_class.for_tables(self.prepared.schema, tables, self.model_options)
         return synchronise(model.to(self.device))
+
+
+class _StoredCounts(Mapping[str, Tensor]):
+    """The counts of prepared data, each read when it is asked for: most methods need none."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+
+    def __getitem__(self, feature: str) -> Tensor:
+        return self._prepared.id_counts(feature)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._prepared.schema.feature_names)
+
+    def __len__(self) -> int:
+        return len(self._prepared.schema.feature_names)
 
 
 def held_bytes(tables: Tables, recipe: Recipe) -> dict[str, int]:

@@ -144,8 +144,9 @@ def describe_sharding(sharding: ShardingPlan, tables: Tables) -> list[str]:
         its = sharding.rank_bytes(part.plan.tables, part.optimizer)
         sizes = [size + more for size, more in zip(sizes, its, strict=True)]
     lines = sharding.describe(physical_tables(tables))
-    if replicated := sum(parameter.nbytes for parameter in tables.dense_parameters()):
-        lines.append(f"every rank {replicated:>14,} bytes of parameters that all ranks hold")
+    indices = (t for part in planned_parts(tables) for _, t in part.plan_buffers.items())
+    if replicated := sum(t.nbytes for t in (*tables.dense_parameters(), *indices)):
+        lines.append(f"every rank {replicated:>14,} bytes of parameters and indices")
     return lines + [
         f"rank {r:<3} {size:>16,} bytes of rows and state" for r, size in enumerate(sizes)
     ]

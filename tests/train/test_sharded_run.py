@@ -114,6 +114,15 @@ def test_parameters_that_every_rank_holds_are_on_the_plan_page() -> None:
     assert ["every", "rank", f"{held:,}"] in words
 
 
+def test_indices_that_every_rank_holds_are_on_the_plan_page() -> None:
+    _, tables = build(Path("conf/embedding/min_count.yaml"), Budget(ratio=0.5))
+    plan = sharding_of("row_wise", tables, world_size=2, device=torch.device("cpu"))
+    held = sum(tensor.nbytes for _, tensor in tables.plan_buffers.items())
+    assert held >= 4 * sum(spec.num_embeddings for spec in SPECS)
+    words = [line.split()[:3] for line in describe_sharding(plan, tables)]
+    assert ["every", "rank", f"{held:,}"] in words
+
+
 def test_one_process_is_told_of_a_group_that_needs_a_sharding() -> None:
     with pytest.raises(ValueError, match="sharding=none; choose sharding=auto"):
         check_shared(instantiate(OmegaConf.load(METHODS[0])), None)
