@@ -211,11 +211,13 @@ def loss_of(tables: Tables, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor
     return loss, vectors
 
 
-def train(tables: Tables, case: Case, *, rank: int = 0, world_size: int = 1) -> Tensor:
+def train(
+    tables: Tables, case: Case, *, rank: int = 0, world_size: int = 1, first_step: int = 0
+) -> Tensor:
     """Return the last vectors of this rank's share of the batches, after all updates."""
     vectors = torch.empty(0)
     dense = torch.optim.SGD(tables.dense_parameters() or [nn.Parameter(torch.zeros(1))], lr=0.01)
-    for step in range(case.num_steps):
+    for step in range(first_step, case.num_steps):
         for part in range(case.micro_batches):
             tables.defer_updates(part < case.micro_batches - 1)
             first = case.batch_size * rank // world_size

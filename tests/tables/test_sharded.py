@@ -1,6 +1,10 @@
 """Sharded tables against the same tables in one process."""
 
 import dataclasses
+import resource
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.planned import PlannedTables
 from recemb.tables.sharded import ShardedTables
 from recemb.tables.sharding import plan_sharding, read_shardings
+from recemb.tables.spec import TableSpec
 from recemb.tables.tensor_chunks import TensorChunks
 from tests.processes import on_ranks
 from tests.tables.sharded_runs import (
@@ -21,6 +26,7 @@ from tests.tables.sharded_runs import (
     batch,
     build,
     gathered,
+    loss_of,
     matrix_cases,
     shard,
     train,
@@ -68,6 +74,65 @@ def test_every_sharding_of_a_method_trains_as_one_process_does(method, world_siz
     for rank in on_ranks(world_size, all_differences, cases):
         found = {str(case): its for case, its in zip(cases, rank, strict=True) if its}
         assert not found
+
+
+def train_on(
+    case: Case, sharding: str, state: dict[str, Any] | None, first_step: int
+) -> dict[str, Any] | None:
+    """Take up a state, train from a step on, and return the state, on the first rank, whole."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    its = dataclasses.replace(case, sharding=sharding)
+    tables = build(its, "cpu") if world_size == 1 else shard(its)
+    if state is not None:
+        tables.load_state_dict(state)
+    train(tables, its, rank=rank, world_size=world_size, first_step=first_step)
+    return gathered(tables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+@pytest.mark.parametrize("method", MATRIX_METHODS)
+def test_training_goes_on_over_other_ranks_and_plans_as_if_undisturbed(method, optimizer) -> None:
+    """One rank, two, four and one again; by rows, then every table by another plan."""
+    case = Case(method=method, optimizer=optimizer)
+    state, step = None, 0
+    for world_size, sharding in ((1, "row_wise"), (2, "row_wise"), (4, "mixed"), (1, "row_wise")):
+        leg = dataclasses.replace(case, num_steps=step + 10)
+        state = on_ranks(world_size, train_on, leg, sharding, state, step)[0]
+        step += 10
+    undisturbed = dataclasses.replace(case, num_steps=40)
+    (expected,) = on_ranks(1, train_on, undisturbed, "row_wise", None, 0)
+    torch.testing.assert_close(state, expected, **ROUNDING)
+
+
+def hold_within(allowance: int | None, num_rows: int) -> str:
+    """Train a table that only grows by so many bytes of memory; return what came of it."""
+    spec = TableSpec(name="t", num_embeddings=num_rows, embedding_dim=16, feature_names=("f",))
+    case = Case(specs=(spec,), optimizer="rowwise_adagrad", max_length=None, num_steps=2)
+    # What the first use of everything takes does not count.
+    small = dataclasses.replace(case, specs=(dataclasses.replace(spec, num_embeddings=100),))
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    make = shard if world_size > 1 else partial(build, device="cpu")
+    train(make(small), small, rank=rank, world_size=world_size)
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    most = resource.RLIM_INFINITY if allowance is None else held + allowance
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
+    try:
+        train(make(case), case, rank=rank, world_size=world_size)
+    except (RuntimeError, MemoryError) as error:
+        return str(error).splitlines()[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return "trained"
+
+
+@pytest.mark.slow
+def test_a_table_larger_than_a_process_may_hold_trains_over_two() -> None:
+    """A table of 384 MB, and 270 MB for each process."""
+    num_rows, allowance = 6_000_000, 270_000_000
+    assert "allocate" in on_ranks(1, hold_within, allowance, num_rows)[0]
+    assert on_ranks(2, hold_within, allowance, num_rows) == ["trained", "trained"]
+    assert on_ranks(1, hold_within, None, num_rows) == ["trained"]
 
 
 def exchange_states() -> None:
@@ -135,6 +200,26 @@ def test_states_move_between_shardings_and_one_process() -> None:
 
 def test_a_rank_holds_its_shards_and_no_more() -> None:
     on_ranks(2, look_at_parts)
+
+
+def save_in_the_middle(sharding: str) -> None:
+    """Check that a state is refused between the micro-batches of an update, and then not."""
+    case = Case(sharding=sharding, optimizer="adagrad", micro_batches=2)
+    rank = dist.get_rank()
+    tables = shard(case)
+    share = (case.batch_size * rank // 2, case.batch_size * (rank + 1) // 2)
+    tables.defer_updates(True)
+    loss_of(tables, batch(case, 0, *share))[0].backward()
+    with pytest.raises(RuntimeError, match="unfinished micro-batches"):
+        tables.state_dict()
+    tables.defer_updates(False)
+    loss_of(tables, batch(case, 1, *share))[0].backward()
+    tables.state_dict()
+
+
+@pytest.mark.parametrize("sharding", ["data_parallel", "row_wise"])
+def test_unfinished_accumulation_is_not_saved_in_silence(sharding: str) -> None:
+    on_ranks(2, save_in_the_middle, sharding)
 
 
 def refuse_wrong_size() -> None:
