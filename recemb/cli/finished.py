@@ -1,10 +1,14 @@
 """A finished run, found again from its folder."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +20,7 @@ from recemb.tables.tables import Tables
 from recemb.train.restore import restore
 from recemb.train.summary import read_summary
 
-_TRUSTED = ("recemb.", "torch.optim.")
+_OWN, _OPTIMIZERS = "recemb.", "torch.optim."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ def finished_run(folder: Path, *, cache: str | None, trusted: bool) -> FinishedR
     Args:
         folder: of the run, its paths.run.
         cache: where its prepared data lie; None is where the run had them.
-        trusted: make what its configuration names although it is not part of recemb.
+        trusted: make what its configuration names although no configuration of recemb's does.
 
     Raises:
         ValueError: if the run has not finished, or its configuration names what is not trusted.
@@ -56,7 +60,8 @@ def finished_run(folder: Path, *, cache: str | None, trusted: bool) -> FinishedR
         raise ValueError(
             f"the run in {folder} has not finished; run its command again, with paths.run={folder}"
         )
-    _check_targets(plain, trusted=trusted)
+    if not trusted:
+        _check_targets(plain)
     config = OmegaConf.create(plain)
     config.trainer.device = "cpu"
     prepared = find_prepared(config, Path(config.paths.cache if cache is None else cache))
@@ -76,26 +81,75 @@ def _configuration(folder: Path) -> dict[str, Any]:
     return {str(k): v for k, v in found.items()}
 
 
-def _check_targets(config: Mapping[str, Any], *, trusted: bool) -> None:
-    """Refuse to make what is neither recemb's nor one of torch's optimizers.
+def _check_targets(config: Mapping[str, Any]) -> None:
+    """Refuse to make anything but what recemb's own configurations name, and torch's optimizers.
+
+    Hydra makes whatever can be reached by attributes of modules, `recemb.x.torch.load` too, and
+    interpolations make sections out of words. So a name must be one of those that are known, to the
+    letter; nothing is imported to find that out.
 
     Raises:
         ValueError: naming the first.
     """
-    for where, target in _targets(config):
-        if not trusted and not target.startswith(_TRUSTED):
+    for where, value in _leaves(config):
+        if where.split(".")[-1] == "_target_":
+            if str(value) not in _packaged_targets() and not _is_optimizer(str(value)):
+                raise ValueError(
+                    f"the run's configuration makes a {value} ({where}), which none of recemb's "
+                    "own does, and which could do anything; if the folder is yours, set "
+                    "trust_targets=true"
+                )
+        elif isinstance(value, str) and "${" in value:
             raise ValueError(
-                f"the run's configuration makes a {target} ({where}), which is not recemb's and "
-                "could do anything; if the folder is yours, set trust_targets=true"
+                f"the run's configuration has an interpolation, {value} ({where}), which a run "
+                "does not write, and which could make anything; if the folder is yours, set "
+                "trust_targets=true"
             )
 
 
-def _targets(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Yield where something is made, and what."""
-    for key, value in config.items():
+def _is_optimizer(target: str) -> bool:
+    """Return whether a name is `torch.optim.` and that of an optimizer."""
+    if not target.startswith(_OPTIMIZERS):
+        return False
+    found = vars(torch.optim).get(target.removeprefix(_OPTIMIZERS))
+    return isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+
+
+@functools.cache
+def _packaged_targets() -> frozenset[str]:
+    """Return what recemb's own configurations make, of recemb."""
+    found = (
+        str(value)
+        for file in _yaml_files(resources.files("recemb.conf"))
+        for where, value in _leaves(yaml.safe_load(file.read_text(encoding="utf-8")))
+        if where.split(".")[-1] == "_target_"
+    )
+    return frozenset(name for name in found if name.startswith(_OWN))
+
+
+def _yaml_files(folder: Traversable) -> Iterator[Traversable]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _yaml_files(entry)
+        elif entry.name.endswith(".yaml"):
+            yield entry
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is not a container, at any depth, and its place in dots.
+
+    What is made is one leaf, its name, whatever type that has.
+    """
+    entries: Any = ()
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list | tuple | set | frozenset):
+        entries = enumerate(value)
+    else:
+        yield where, value
+    for key, its in entries:
+        place = f"{where}.{key}" if where else str(key)
         if key == "_target_":
-            yield f"{where}{key}", str(value)
-        values = value if isinstance(value, list) else [value]
-        for item in values:
-            if isinstance(item, Mapping):
-                yield from _targets(item, f"{where}{key}.")
+            yield place, its
+        else:
+            yield from _leaves(its, place)

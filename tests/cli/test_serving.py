@@ -154,6 +154,25 @@ def test_prepared_data_that_were_moved_can_be_named(
     assert recemb("export", *words) == 0
 
 
+@pytest.mark.parametrize("verb", ["export", "inspect"])
+@pytest.mark.parametrize(
+    "hidden", ["recemb.train.ranks.os.mkdir", "os.mkdir", "${oc.create:{_target_:os.mkdir,path:X}}"]
+)
+def test_nothing_hides_what_is_made(
+    trained: Path, tmp_path: Path, verb: str, hidden: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, planted = copy_of(trained, tmp_path), tmp_path / "planted"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    is_section = hidden.startswith("$")
+    made = {"_target_": hidden, "path": str(planted)}
+    config["embedding"]["z"] = [[hidden.replace("X", str(planted)) if is_section else made]]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    words = [f"run={run}", f"out={tmp_path / 'model'}"]
+    assert recemb(verb, *words) == 2
+    assert "set trust_targets=true" in capsys.readouterr().err
+    assert not planted.exists()
+
+
 @pytest.mark.parametrize("group", ["embedding", "model"])
 def test_a_foreign_target_is_not_made(
     trained: Path, tmp_path: Path, group: str, capsys: pytest.CaptureFixture[str]
