@@ -1,12 +1,13 @@
 """Latency of search in long histories: DARE at three attention widths, TWIN, ETA and SDIM.
 
     python benchmarks/serving/search.py [--quick] [--lengths 50,200,1000,10000] [--batches 1,64]
+        [--device cuda]
 
 Two times for each. `search`: from ids to what the K behaviours found count; for ETA and SDIM, which
 have no first stage of their own in recemb, vectors are looked up and hashed. `score`: from a batch
 to its logits. Contenders take turns; ratios are to DARE of full attention width, taken within a
 round. Every contender's logits are first compared with those of its own slow path. Writes
-benchmarks/results/search.{csv,md}.
+benchmarks/results/search.{csv,md}, on a GPU search_cuda.{csv,md}.
 """
 
 import argparse
@@ -71,7 +72,7 @@ class Contender:
         torch.testing.assert_close(self.score(batch), slow, **ROUNDING)
 
 
-def contenders(schema: Schema, width: int) -> Iterator[Contender]:
+def contenders(schema: Schema, width: int, device: torch.device) -> Iterator[Contender]:
     """Yield the contenders; TWIN, ETA and SDIM read one set of tables."""
     shared: PlannedTables | None = None
     for name, kind, attention in (
@@ -85,19 +86,21 @@ def contenders(schema: Schema, width: int) -> Iterator[Contender]:
         options = {"attention_dim": attention} if kind is DARE else {}
         if kind is DARE or shared is None:
             specs = kind.table_specs(schema, embedding_dim=width, options=options)
-            tables = full_tables(specs, seed=SEED, init_std=width**-0.25)
+            tables = full_tables(specs, seed=SEED, init_std=width**-0.25, device=device)
             shared = tables if kind is TWIN else None
         else:
             tables = shared
         torch.manual_seed(SEED)
-        yield Contender(name, attention, kind.for_tables(schema, tables, options).eval(), tables)
+        model = kind.for_tables(schema, tables, options).eval().to(device)
+        yield Contender(name, attention, model, tables)
 
 
 def rows_of(
     made: list[Contender], schema: Schema, length: int, batch_size: int, rounds: int
 ) -> Iterator[Row]:
     """Yield a row for each contender and operation."""
-    batches = [draw_batch(schema, batch_size, length, seed) for seed in range(3)]
+    device = next(made[0].model.parameters()).device
+    batches = [draw_batch(schema, batch_size, length, seed).to(device) for seed in range(3)]
     for operation in ("search", "score"):
         runs = {c.name: getattr(c, operation) for c in made}
         calls = {name: _calls(run, batches[0]) for name, run in runs.items()}
@@ -105,6 +108,8 @@ def rows_of(
         def repeated(name: str, turn: int, runs: Any = runs, calls: Any = calls) -> None:
             for call in range(calls[name]):
                 runs[name](batches[(turn + call) % len(batches)])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
         timed = take_turns({n: lambda turn, n=n: repeated(n, turn) for n in runs}, rounds)
         seconds = {n: [s / calls[n] for s in its] for n, its in timed.items()}
@@ -112,7 +117,7 @@ def rows_of(
             its = seconds[contender.name]
             ratios = [one / first for one, first in zip(its, seconds[FIRST], strict=True)]
             yield {
-                "device": "cpu",
+                "device": device.type,
                 "length": length,
                 "batch": batch_size,
                 "operation": operation,
@@ -127,11 +132,13 @@ def rows_of(
 
 def _calls(run: Callable[[Batch], Any], batch: Batch) -> int:
     """Return how many calls take about CALLS_SECONDS."""
-    seconds = []
+    seconds: list[float] = []
     # The first call warms up.
     while len(seconds) < 2 and sum(seconds) < 1.0:
         start = time.perf_counter()
         run(batch)
+        if batch.labels.is_cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return max(1, round(CALLS_SECONDS / seconds[-1]))
 
@@ -160,15 +167,16 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     lengths = [int(n) for n in options.lengths.split(",")]
     num_items, width = (20_000, 32) if options.quick else (options.items, WIDTH)
     schema = sequence_schema(num_items, max(lengths))
-    made = list(contenders(schema, width))
+    made = list(contenders(schema, width, options.device))
     for contender in made:
-        contender.check(draw_batch(schema, 3, min(lengths), 1))
+        contender.check(draw_batch(schema, 3, min(lengths), 1).to(options.device))
     rows: list[Row] = []
     for length in lengths:
         for batch_size in map(int, options.batches.split(",")):
@@ -186,11 +194,11 @@ def main() -> None:
         "of the three, K = 20, full histories, ids by Zipf's law. DARE's representation vectors "
         f"have {width} values whatever its attention width. `search` is from ids to what the K "
         "behaviours found count, `score` from a batch to its logits. Milliseconds are for the "
-        "whole batch; ratios are to DARE of full width within a round, below 1 is faster. GPU: "
-        "not measured.",
+        "whole batch; ratios are to DARE of full width within a round, below 1 is faster.",
         "TWIN searches by the same code as DARE, in two stages. ETA and SDIM are measured as "
         "recemb has them, hashing the vectors of the history at every request: a server that "
-        "stores hashes of items (ETA) or sums of buckets of users (SDIM) does less than this.",
+        "stores hashes of items (ETA) or sums of buckets of users (SDIM) does less than this. ETA "
+        "scores the whole history as TWIN does, for its outputs have both, and hashes besides.",
         "Published (Feng et al., ICLR 2025, figure 11): half the attention width is half the "
         "search, counted in operations; no time is given.",
     ]
@@ -198,7 +206,8 @@ def main() -> None:
         "Every case": rows,
         "Time of the search over that of DARE at full width": summary(rows),
     }
-    print(write_tables("search", "Search in long histories", notes, tables))
+    name = "search" if options.device.type == "cpu" else f"search_{options.device.type}"
+    print(write_tables(name, "Search in long histories", notes, tables))
 
 
 if __name__ == "__main__":

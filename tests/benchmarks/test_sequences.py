@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 
+from recemb.data.synthetic_sequences import SyntheticSequences
 from recemb.models.sequence.dare import DARE
+from recemb.models.sequence.twin import TWIN
+from recemb.report.sequence_health import role_report
 from recemb.tables.full import full_tables
 
 FOLDERS = ("accuracy", "serving", "training")
@@ -59,7 +63,7 @@ def test_every_contender_of_the_search_agrees_with_its_slow_path(load: Load) -> 
     turns, search = load("sequence_turns"), load("search")
     schema = turns.sequence_schema(200, 40)
     with torch.no_grad():
-        made = list(search.contenders(schema, 8))
+        made = list(search.contenders(schema, 8, torch.device("cpu")))
         for contender in made:
             contender.check(turns.draw_batch(schema, 3, 40, 1))
             contender.search(turns.draw_batch(schema, 2, 40, 1))
@@ -73,6 +77,37 @@ def test_rows_that_are_written_are_read_again(load: Load, tmp_path: Path, monkey
     assert runs.write_results("some", rows, ["# Some"]) == "# Some\n"
     assert runs.read_rows("some", ("variant", "seed")) == rows
     assert runs.read_rows("none", ("variant", "seed")) == {}
+
+
+def test_rows_of_before_a_column_came_are_shown_without_it(load: Load) -> None:
+    planted = load("planted")
+    old = {column: "0.5" for column in planted.COLUMNS if "batches" not in column}
+    (cell, row), *_ = planted.complete({("TWIN", "1"): {**old, "variant": "TWIN"}}).items()
+    assert list(row) == list(planted.COLUMNS)
+    assert row["conflicting_batches_item"] == ""
+    lines = planted.lines_of({cell: row})
+    assert "| item | 0.5 | 0.500 | - |" in lines
+    new = {**row, **{f"conflicting_batches_{part}": "0.3" for part in planted.PARTS}}
+    assert "| item | 0.5 | 0.500 | 0.30 |" in planted.lines_of({cell: new})
+
+
+def test_conflicts_are_counted_by_rows_and_by_updates(load: Load, tmp_path: Path) -> None:
+    planted = load("planted")
+    settings = {"num_users": 20, "length": 40, "num_items": 60, "num_categories": 6}
+    prepared = SyntheticSequences(**settings, max_history=12).prepare(Path(), tmp_path / "set")
+    found = planted.first_gradients(prepared, seed=1)
+    options = {"top_k": 10, "hidden_units": [64], "auxiliary_units": [64]}
+    specs = TWIN.table_specs(prepared.schema, embedding_dim=8, options=options)
+    tables = full_tables(specs, init_std=0.01, seed=1)
+    torch.manual_seed(1)
+    model = TWIN.for_tables(prepared.schema, tables, options)
+    # There is one batch, so that it is also the mean.
+    batches = list(prepared.batches("train", batch_size=512, seed=1, epoch=0, shuffle=True))
+    assert len(batches) == 1
+    for part in planted.PARTS:
+        report = role_report(model, tables, batches, column=part)
+        assert found[f"conflicting_rows_{part}"] == pytest.approx(report.conflicting_rows)
+        assert found[f"conflicting_batches_{part}"] == report.conflicting_batches
 
 
 def test_a_finished_cell_is_not_run_again(load: Load, tmp_path: Path) -> None:
