@@ -102,7 +102,10 @@ def describe_ranks(config: DictConfig, tables: Tables) -> list[str]:
             f"one process trains {', '.join(alone)}; what they leave is shared by all in stage "
             f"{first}, and not known before"
         ]
-    device = instantiate(config.trainer).resolve_device()
+    settings = instantiate(config.trainer)
+    # A plan for GPUs may be asked for where there is none.
+    is_named = settings.device != "auto"
+    device = torch.device(settings.device) if is_named else settings.resolve_device()
     tables = shardable(tables, owner=type(method).__name__)
     sharding = sharding_of(request, tables, world_size=world_size, device=device)
     return [*describe_sharding(sharding, tables), *_describe_load(config, tables, sharding)]

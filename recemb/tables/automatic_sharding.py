@@ -9,6 +9,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.proposers import GreedyProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -19,6 +20,9 @@ from recemb.tables.sharding import TableSharding
 
 _WORSE_PROPOSALS = 10
 """In a row, after which the search ends."""
+
+_IN_MEMORY = ["dense", "fused"]
+"""Rows lie in the memory of the device; TorchRec's other kernels would spread them further."""
 
 _RESERVED_SHARE = 0.15
 """Of a device's memory, for everything but tables; TorchRec's own default."""
@@ -41,6 +45,9 @@ def choose_shardings(
         optimizer: how rows are updated; those with state by row leave columns together.
         world_size: number of ranks.
         device: what ranks compute on.
+
+    Raises:
+        ValueError: if the planner finds no plan that fits the ranks' memory.
     """
     share = sum(t.num_rows * t.width for t in tables) / world_size
     is_cuda = device.type == "cuda"
@@ -77,18 +84,32 @@ def _planned(
         device=torch.device("meta"),
     )
     with _quiet_planner():
-        topology = Topology(world_size=world_size, compute_device="cuda" if is_cuda else "cpu")
+        topology = Topology(
+            world_size=world_size,
+            compute_device="cuda" if is_cuda else "cpu",
+            hbm_cap=_gpu_bytes() if is_cuda else None,
+        )
     planner = EmbeddingShardingPlanner(
         topology=topology,
-        constraints={name: ParameterConstraints(sharding_types=list(kinds)) for name in names},
+        constraints={
+            name: ParameterConstraints(sharding_types=list(kinds), compute_kernels=_IN_MEMORY)
+            for name in names
+        },
         # Each proposal takes some 50 ms for a hundred tables.
         proposer=GreedyProposer(threshold=_WORSE_PROPOSALS),
         storage_reservation=FixedPercentageStorageReservation(_RESERVED_SHARE),
         stats=[],
         debug=False,
     )
-    with _quiet_planner():
-        plan = planner.plan(bags, [EmbeddingBagCollectionSharder()])
+    try:
+        with _quiet_planner():
+            plan = planner.plan(bags, [EmbeddingBagCollectionSharder()])
+    except PlannerError as error:
+        raise ValueError(
+            f"sharding=auto: TorchRec's planner finds no plan for {world_size} ranks: "
+            f"{' '.join(str(error).split())[:300]}. Use more ranks, a smaller budget= or "
+            "sharding=row_wise, which splits every table evenly"
+        ) from error
     its = plan.plan[""]
     found = {}
     for name, table in zip(names, tables, strict=True):
@@ -97,6 +118,13 @@ def _planned(
         ranks = tuple(its[name].ranks) if has_ranks else None
         found[table.name] = TableSharding(kind=kind, ranks=ranks)
     return found
+
+
+def _gpu_bytes() -> int | None:
+    """Return the memory of this machine's first GPU; None, TorchRec's default of 32 GB, without."""
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 @contextlib.contextmanager

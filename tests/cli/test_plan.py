@@ -1,6 +1,7 @@
 """`recemb plan`: bytes without tables."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,28 @@ def test_an_infeasible_budget_says_the_least_and_fails(tmp_path: Path) -> None:
     done = plan(tmp_path, "embedding=full", "budget=0.5")
     assert done.returncode == 1
     assert "infeasible: the budget 0.5 is below this method's least, 1.00000" in done.stdout
+
+
+def rank_bytes(page: str) -> list[int]:
+    found = re.findall(r"^rank \d+ +([\d,]+) bytes of rows and state$", page, re.MULTILINE)
+    return [int(size.replace(",", "")) for size in found]
+
+
+def test_bytes_of_every_rank_are_printed(tmp_path: Path) -> None:
+    page = plan(tmp_path, "sharding=row_wise", "world_size=4").stdout
+    sizes = rank_bytes(page)
+    assert len(sizes) == 4
+    # A table's last block is shorter; 26 tables of rows of 64 values and fewer.
+    assert max(sizes) - min(sizes) < 26 * 4 * 4 * 128
+    whole = re.search(r"^training +([\d,]+) bytes$", page, re.MULTILINE)
+    assert whole is not None
+    assert abs(sum(sizes) - int(whole[1].replace(",", ""))) < 1000
+
+
+def test_a_plan_for_gpus_is_made_without_one(tmp_path: Path) -> None:
+    done = plan(tmp_path, "sharding=auto", "world_size=2", "trainer.device=cuda")
+    assert done.returncode == 0, done.stderr
+    assert len(rank_bytes(done.stdout)) == 2
 
 
 @pytest.mark.parametrize("word", ["embeding=hash", "budgt=0.1"])

@@ -1,5 +1,7 @@
 """Who holds what."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,6 +132,19 @@ def test_the_planner_cuts_what_is_larger_than_an_equal_share_by_rows() -> None:
     plan = plan_sharding(TABLES, found, world_size=4)
     whole = 4 * sum(t.num_rows * t.width for t in TABLES)
     assert max(plan.rank_bytes(TABLES, None)) < whole / 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_planner_s_plan_fits_into_the_ranks_memory_or_is_refused(device) -> None:
+    """10^9 rows of 64: 256 GB, and 4 GB of state; a GPU is taken to have 32 GB."""
+    table = PhysicalTable(name="huge", num_rows=1_000_000_000, width=64)
+    choose = partial(choose_shardings, [table], TableOptimizer(), device=torch.device(device))
+    if device == "cuda":
+        with pytest.raises(ValueError, match=r"finds no plan for 2 ranks: .* Use more ranks"):
+            choose(world_size=2)
+    found = choose(world_size=16)
+    held = plan_sharding([table], found, world_size=16).rank_bytes([table], TableOptimizer())
+    assert max(held) < 32 * 2**30
 
 
 @settings(deadline=None, max_examples=30)
