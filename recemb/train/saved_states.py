@@ -4,7 +4,7 @@ A state is written with what it belongs to, and only if its weights are finite.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,25 +128,39 @@ class SavedStates:
         return [name for name in (*resumes, *bests) if name not in (*kept, *needed)]
 
     def _check_finite(self, step: int, weights: Mapping[str, Any]) -> None:
-        """Check the rows of tables and the model's parameters.
+        """Check all of the tables and the model but the state of the rows' optimizer.
 
         Raises:
             FloatingPointError: on every rank, naming the first that is not finite on any.
         """
-        mine = next((name for name, leaf in leaves(weights).items() if _is_bad(name, leaf)), None)
+        found = leaves(weights)
+        counted = (name for name in found if not _is_optimizer_state(name, found))
+        mine = next((name for name in counted if _is_bad(found[name])), None)
         for name in Ranks.current().everyone(mine):
             if name is not None:
                 raise FloatingPointError(
-                    f"{name.removeprefix(_ROWS)} is not finite after update {step}, which was not "
-                    f"saved; {self.way_out()}"
+                    f"{name.removeprefix(_ROWS).removeprefix('tables.')} is not finite after "
+                    f"update {step}, which was not saved; {self.way_out()}"
                 )
 
 
-def _is_bad(name: str, leaf: Leaf) -> bool:
-    """Return whether rows of a table or a parameter of the model are not finite."""
+def _is_optimizer_state(name: str, names: Container[str]) -> bool:
+    """Return whether a name is `<path>.optimizer.<table>.<part>`, beside rows of that table.
+
+    Tables, and parts of tables, may be called anything, "optimizer" too.
+    """
+    *path, _ = name.split(".")
+    return any(
+        word == "optimizer"
+        and ".".join([*path[:place], "embedding_bags", *path[place + 1 :], "weight"]) in names
+        for place, word in enumerate(path)
+    )
+
+
+def _is_bad(leaf: Leaf) -> bool:
+    """Return whether a value of a tensor is not finite."""
     parts = [c.values for c in leaf.chunks] if isinstance(leaf, TensorChunks) else [leaf]
-    is_counted = name.startswith(("model.", _ROWS))
-    return is_counted and not all(_is_finite(part) for part in parts)
+    return not all(_is_finite(part) for part in parts)
 
 
 def _is_finite(tensor: Tensor) -> bool:
