@@ -11,11 +11,15 @@ from torch import Tensor
 from recemb.data.batch import Batch
 from recemb.models.click_model import ClickModel
 from recemb.tables.tables import Tables
+from recemb.train.ranks import Ranks
 from recemb.train.settings import TrainerSettings
 
 
 class BatchLoss:
     """What a model's training minimises: compiled, in mixed precision, or neither.
+
+    Compiled is what computes this rank's share of a batch of full size; shares of other sizes, such
+    as those of an epoch's last batch, are not worth the time.
 
     Args:
         model: whose loss.
@@ -30,6 +34,12 @@ class BatchLoss:
         self._settings = settings
         self._device = device
         self._compiled = torch.compile(_loss_sum, dynamic=False) if settings.compile else None
+        ranks = Ranks.current()
+        # As recemb.data.order shares a batch out: shares may differ by one.
+        start, stop = (
+            settings.batch_size * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1)
+        )
+        self._full_size = stop - start
 
     def __call__(self, tables: Tables, batch: Batch) -> Tensor:
         """Return the loss, a scalar, summed over a batch, with vectors from `tables`."""
@@ -42,7 +52,7 @@ class BatchLoss:
             inputs: as for `ClickModel.logits_of`.
             labels: (B,) float32, 0 or 1.
         """
-        is_full = len(labels) == self._settings.batch_size
+        is_full = len(labels) == self._full_size > 0
         function = self._compiled if self._compiled is not None and is_full else _loss_sum
         with torch.autocast(
             self._device.type, dtype=torch.bfloat16, enabled=self._settings.precision == "bf16"
