@@ -35,6 +35,11 @@ class ReplicaUpdater:
         """Return this rank's copy."""
         return self.updater.store
 
+    @property
+    def has_collected(self) -> bool:
+        """Return whether gradients wait for the next update."""
+        return bool(self._collected)
+
     def add(self, parts: Sequence[Part]) -> None:
         """Apply, or collect, the parts of one backward pass; collective when it applies."""
         self._collected.extend(parts)

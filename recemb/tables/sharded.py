@@ -213,7 +213,8 @@ class ShardedTables(PlannedTables):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        if any(updater.has_collected for updater in self._sharded.updaters):
+        # Gradients of replicas wait before they are exchanged, and not in the copy's own updater.
+        if any(u.has_collected for u in (*self._sharded.updaters, *self._sharded.replicas)):
             raise RuntimeError(UNFINISHED)
         for name, chunks in self._chunks():
             destination[prefix + name] = chunks

@@ -173,6 +173,7 @@ class ShardedEngine(RowEngine):
         self._backend: Backend = backend
         self.stores: list[GroupStore] = []
         self.updaters: list[Updater] = []
+        self.replicas: list[ReplicaUpdater] = []
         self.shards: list[tuple[Shard, ...]] = []
         self._local: list[LocalRows] = []
         fetches = [GroupFetch(group, list(self._exchanges(group))) for group in layout.groups]
@@ -253,6 +254,7 @@ class ShardedEngine(RowEngine):
             self.updaters.append(updater)
             self.shards.append(tuple(held))
         replica = ReplicaUpdater(updater, self._process_group) if updater and is_replica else None
+        self.replicas.extend([replica] if replica else [])
         local = LocalRows(held, replica or updater, width=width, device=self._device)
         self._local.append(local)
         return local
