@@ -9,7 +9,7 @@ Datasets: History and Context", ACM TiiS 2015.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class MovieLensSequences(BehaviourSet):
         """Return the prepared set in `out`, made from the folder `raw` if needed."""
         form = _ordered(raw) if (raw / "sequences.parquet").exists() else _rated(raw)
 
-        settings: dict[str, Any] = {"form": form.name, "protocol": asdict(self.protocol)}
+        settings: dict[str, Any] = {"form": form.name, "protocol": self.protocol.settings()}
         if self.on_bad_line != "raise":
             settings["on_bad_line"] = self.on_bad_line
 

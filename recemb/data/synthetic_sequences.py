@@ -201,7 +201,7 @@ class SyntheticSequences(Dataset):
                 "num_users": self.num_users,
                 "length": self.length,
                 "process": asdict(self.process),
-                "protocol": asdict(self.protocol),
+                "protocol": self.protocol.settings(),
                 "generator": _GENERATOR_VERSION,
             },
             sources=(),

@@ -12,7 +12,7 @@ the preprocessing of its released code. There every item has an id and negatives
 over everything; here both come from the behaviours before the last two, so that neither validation
 nor test leaks into training.
 
-Shapes: `U` users, `n` behaviours, `R` positives, `V` ids of items.
+Shapes: `U` users, `n` behaviours, `R` positives, `P` items of the pool and 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -123,6 +123,14 @@ class Protocol:
         if self.group not in get_args(Group):
             raise ValueError(f"protocol: group must be user or category, got '{self.group}'")
 
+    def settings(self) -> dict[str, Any]:
+        """Return what samples depend on, as plain JSON types, for `prepare_once`."""
+        found = asdict(self)
+        if self.min_count > 1:
+            # Sets prepared when rare items were never drawn are other sets.
+            found["draws_rare_items"] = True
+        return found
+
     def positives(self, offsets: Ints) -> dict[str, tuple[Ints, Ints]]:
         """Return, for each split, whose positives there are (R,) and where in the log (R,)."""
         back = {
@@ -186,16 +194,19 @@ def keys_file(folder: Path, feature: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """The items that have an id.
+    """The items that have an id, and those that negatives are drawn of.
 
     Attributes:
-        items: their vocabulary; id 0 stands for all others.
+        items: the vocabulary of the former; id 0 stands for all others.
+        pool: that of the latter: all that have behaviours which are not held out, rare ones too, so
+            that an item without an id may be a negative as it may be a positive.
         categories: that of the categories.
-        counts: (V,) behaviours of each, those that are held out not counted; 0 for id 0.
-        category_of: (V,) the category's id.
+        counts: (P,) behaviours of each of the pool, those that are held out not counted; 0 for 0.
+        category_of: (P,) the category's id of each of the pool.
     """
 
     items: Vocabulary
+    pool: Vocabulary
     categories: Vocabulary
     counts: Ints
     category_of: NDArray[np.int32]
@@ -214,16 +225,28 @@ class Catalogue:
             distinct, firsts = np.unique(log.items, return_index=True)
             pairs.append((distinct, log.categories[firsts]))
         keys, numbers = items.result()
-        vocabulary = Vocabulary.from_counts(keys, numbers, min_count=protocol.min_count)
+        pool = Vocabulary.from_counts(keys, numbers)
         kinds = Vocabulary.from_counts(*categories.result())
-        category_of = np.zeros(vocabulary.num_embeddings, np.int32)
+        category_of = np.zeros(pool.num_embeddings, np.int32)
         for distinct, its in pairs:
-            category_of[vocabulary.encode(distinct)] = kinds.encode(its)
+            category_of[pool.encode(distinct)] = kinds.encode(its)
         category_of[0] = 0
-        by_id = np.zeros(vocabulary.num_embeddings, np.int64)
-        by_id[vocabulary.encode(keys)] = numbers
-        by_id[0] = 0
-        return cls(items=vocabulary, categories=kinds, counts=by_id, category_of=category_of)
+        counts = np.zeros(pool.num_embeddings, np.int64)
+        counts[pool.encode(keys)] = numbers
+        return cls(
+            items=Vocabulary.from_counts(keys, numbers, min_count=protocol.min_count),
+            pool=pool,
+            categories=kinds,
+            counts=counts,
+            category_of=category_of,
+        )
+
+    def item_ids(self, numbers: Ints) -> NDArray[np.int32]:
+        """Return the ids (R,) of items given by their numbers (R,) in the pool; 0 where rare.
+
+        Both count from the most frequent item, so that the pool begins with those that have an id.
+        """
+        return np.where(numbers < self.items.num_embeddings, numbers, 0).astype(np.int32)
 
     def schema(self, protocol: Protocol) -> Schema:
         """Return the columns of the samples."""
@@ -244,11 +267,11 @@ class Catalogue:
         )
 
     def draw_others(self, owners: Ints, own: Ints, rng: np.random.Generator) -> Ints:
-        """Return an item (R,) by popularity for each of `owners`, none that is theirs.
+        """Return an item (R,) of the pool by popularity for each of `owners`, none that is theirs.
 
         Args:
             owners: (R,) users.
-            own: the pairs user * V + item of what they touched, ascending.
+            own: the pairs user * P + item of the pool of what they touched, ascending.
             rng: draws.
 
         Raises:
@@ -268,7 +291,7 @@ class Catalogue:
                 return found
         raise ValueError(
             f"negatives: a user has touched so many of the {size - 1} items that none was drawn "
-            f"in {_MAX_REDRAWS} attempts that it has not; raise min_behaviours or lower min_count"
+            f"in {_MAX_REDRAWS} attempts that it has not; lower min_behaviours, for more users"
         )
 
 
@@ -288,7 +311,7 @@ def _samples(
     first = writer.append_behaviours([items, categories])
     size = len(catalogue.counts)
     users = np.repeat(np.arange(len(log.users)), np.diff(log.offsets))
-    own = np.unique(users * size + items)
+    own = np.unique(users * size + catalogue.pool.encode(log.items))
     num = 1 + protocol.num_negatives
     for split, (owners, places) in protocol.positives(log.offsets).items():
         if not len(owners):
@@ -296,8 +319,8 @@ def _samples(
         ids = np.zeros((len(owners), num, 3), np.int32)
         others = catalogue.draw_others(np.repeat(owners, num - 1), own, rng)
         ids[:, 0, 0], ids[:, 0, 1] = items[places], categories[places]
-        ids[:, 1:, 0] = others.reshape(len(owners), num - 1)
-        ids[:, 1:, 1] = catalogue.category_of[ids[:, 1:, 0]]
+        ids[:, 1:, 0] = catalogue.item_ids(others).reshape(len(owners), num - 1)
+        ids[:, 1:, 1] = catalogue.category_of[others].reshape(len(owners), num - 1)
         starts = np.maximum(log.offsets[owners], places - protocol.max_history)
         spans = np.stack([starts, places], axis=1) + first
         labels = np.zeros((len(owners), num), np.uint8)

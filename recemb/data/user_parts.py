@@ -9,7 +9,6 @@ Shapes: `n` behaviours of a chunk or part.
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -165,7 +164,7 @@ def prepare_parts(
     return prepare_once(
         out,
         name=data,
-        settings={**settings, "protocol": asdict(protocol)},
+        settings={**settings, "protocol": protocol.settings()},
         sources=sources,
         write=write,
         overwrite=overwrite,

@@ -1,5 +1,8 @@
 """Samples of the next behaviour."""
 
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +94,78 @@ def test_negatives_are_drawn_by_popularity() -> None:
     expected = catalogue.counts / catalogue.counts.sum()
     # Five standard deviations of a share of 1/59 over 100,000 draws.
     np.testing.assert_allclose(share, expected, atol=5 * (1 / 59 / 100_000) ** 0.5)
+
+
+RARE_CATEGORY = 7
+
+
+def half_rare_log() -> UserLog:
+    """Return 150 users half of whose 40 behaviours are of items that hardly occur again."""
+    rng = np.random.default_rng(0)
+    is_rare = rng.random(6000) < 0.5
+    items = np.where(is_rare, rng.integers(1000, 6000, 6000), rng.integers(0, 100, 6000))
+    return UserLog(
+        users=np.arange(150),
+        offsets=40 * np.arange(151),
+        items=items,
+        categories=np.where(items < 1000, items % 5, RARE_CATEGORY),
+    )
+
+
+def test_items_without_an_id_are_drawn_as_often_as_they_occur(tmp_path: Path) -> None:
+    log = half_rare_log()
+    batch = next(prepare(tmp_path / "set", log, min_count=8).batches("train", batch_size=9999))
+    is_rare = (batch.features["item"].values() == 0).numpy()
+    seen = np.concatenate([log.items[first : first + 38] for first in log.offsets[:-1]])
+    keys, counts = np.unique(seen, return_counts=True)
+    assert counts[keys >= 1000].max() < 8 <= counts[keys < 1000].min()
+    shares = []
+    for first in log.offsets[:-1]:
+        others = ~np.isin(keys, log.items[first : first + 40])
+        shares.append(counts[others & (keys >= 1000)].sum() / counts[others].sum())
+    found = is_rare[batch.labels.numpy() == 0]
+    # Five standard deviations.
+    bound = 5 * (0.25 / len(found)) ** 0.5
+    np.testing.assert_allclose(found.mean(), np.mean(shares), atol=bound)
+
+
+def test_an_item_without_an_id_keeps_its_category_as_a_negative(tmp_path: Path) -> None:
+    log = half_rare_log()
+    prepared = prepare(tmp_path / "set", log, min_count=8)
+    rare = Catalogue.of([log], Protocol(min_behaviours=20)).categories.encode(
+        np.array([RARE_CATEGORY])
+    )
+    for split in ("train", "val", "test"):
+        batch = next(prepared.batches(split, batch_size=9999))
+        item, category = (batch.features[name].values() for name in ("item", "category"))
+        assert ((item == 0) == (category == int(rare[0]))).all()
+
+
+def test_a_negative_without_an_id_is_none_of_the_users_items() -> None:
+    log = UserLog(
+        users=np.arange(2),
+        offsets=np.array([0, 6, 12]),
+        items=np.array([1, 2, 1, 1, 1, 1, 4, 3, 4, 4, 4, 4]),
+        categories=np.zeros(12, np.int64),
+    )
+    catalogue = Catalogue.of([log], Protocol(min_behaviours=6, min_count=3))
+    assert catalogue.items.encode(np.array([1, 2, 3, 4])).tolist() == [1, 0, 0, 2]
+    own = np.sort(catalogue.pool.encode(np.array([1, 2])).astype(np.int64))
+    drawn = catalogue.draw_others(np.zeros(50, np.int64), own, np.random.default_rng(0))
+    assert set(catalogue.pool.keys[drawn - 1]) == {3, 4}
+
+
+def test_without_rare_items_the_draws_are_those_of_old(tmp_path: Path) -> None:
+    """Tables of results that were measured before rare items were drawn stay valid."""
+    logs = (log_of(40, 25), log_of(30, seed=1))
+    files = prepare(tmp_path / "set", *logs, num_negatives=4, seed=3).manifest["files"]
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    assert digest == "100a6a5cce22187b30a56a0c6a90c82332fbf6615a488bfe49e01ec0343a8c17"
+
+
+def test_sets_of_before_rare_items_were_drawn_are_not_taken_for_new_ones() -> None:
+    assert Protocol().settings() == asdict(Protocol())
+    assert Protocol(min_count=2).settings() != asdict(Protocol(min_count=2))
 
 
 def test_a_category_belongs_to_its_item_in_targets_and_histories(tmp_path: Path) -> None:
