@@ -11,7 +11,7 @@ Latency and speed are measured after all training, on one thread, nothing else r
 first seed's runs. Latency: a lookup of 4096 test examples by the exported tables, beside that of
 the full tables in the same round; the median of the rounds' ratios. Speed: a run of the same
 command for 60 updates, of each method at one budget (0.25 if it reaches that), in turn with full
-tables; samples per second of its last stage.
+tables; samples per second over its fits.
 
 The full tables of every seed are also exported in fewer bits, without further training, and scored.
 
@@ -258,7 +258,10 @@ def write(study: str, rows: list[Row]) -> None:
         "standard deviation (number of seeds), at the same bytes to serve in a column. In brackets "
         "the realised ratio where it is below nine tenths of the budget. *floor* is the least "
         "ratio that a method reaches; *failed* a run that ended with an error. Training times are "
-        "of whole runs, taken on shared cores; samples/s and lookups of one run in quiet.",
+        "of all stages of a run and what it searches between them, taken on shared cores; training "
+        "bytes those of the stage that holds most. Rows of a method of several stages from before "
+        "that was counted, commits before 3899581, have neither. Samples/s and lookups are of one "
+        "run in quiet.",
         "",
         f"Full tables: {_spread(_values(full, 'test/auc'))}.",
         "",
