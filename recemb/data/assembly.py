@@ -3,6 +3,7 @@
 Shapes: `B` examples, `F` categorical features, `N` rows of the split, `L` ids of a batch.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -170,6 +171,7 @@ class _Parts:
         """Return the features under `names`."""
         values = np.concatenate(self._values, dtype=np.int64)
         lengths = np.concatenate(self._lengths)
+        length_per_key = [len(v) for v in self._values]
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return KeyedJaggedTensor(
@@ -179,8 +181,8 @@ class _Parts:
             lengths=torch.from_numpy(lengths),
             offsets=torch.from_numpy(offsets),
             stride=self._num_examples,
-            length_per_key=[len(v) for v in self._values],
-            offset_per_key=offsets[:: self._num_examples].tolist(),
+            length_per_key=length_per_key,
+            offset_per_key=list(itertools.accumulate(length_per_key, initial=0)),
         )
 
 
@@ -195,9 +197,7 @@ def _keyed(
         offsets=offsets,
         stride=num_examples,
         length_per_key=[num_examples] * len(names),
-        offset_per_key=list(range(0, (len(names) + 1) * num_examples, max(num_examples, 1)))
-        if num_examples
-        else [0] * (len(names) + 1),
+        offset_per_key=[k * num_examples for k in range(len(names) + 1)],
     )
 
 

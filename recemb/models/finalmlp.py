@@ -89,7 +89,7 @@ class BilinearFusion(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Return (B,) float32 for `first` and `second`, (B, in_features) each."""
         linear: Tensor = self.linear(torch.cat([first, second], dim=1))
-        heads = first.reshape(first.shape[0], self.num_heads, -1).transpose(0, 1)
+        heads = torch.unflatten(first, 1, (self.num_heads, -1)).transpose(0, 1)
         products = torch.bmm(heads, self.bilinear).transpose(0, 1).flatten(1)  # (B, width of o_2)
         return linear.squeeze(1).float() + (products.float() * second.float()).sum(dim=1)
 

@@ -164,7 +164,7 @@ class PlannedTables(Tables):
         vectors = self._composers[1].unpooled(read, self.projections)
         found = {}
         for unit, bags in zip(self.engine.sequences.units, read.bags, strict=True):
-            lengths = torch.split(bags.bag_lengths(), bags.batch_size)
+            lengths = torch.split(bags.bag_lengths(), [bags.batch_size] * len(bags.sizes))
             weights = None if bags.weights is None else torch.split(bags.weights, bags.sizes)
             for slot, f in zip(unit.unit.slots[0], unit.unit.sources, strict=True):
                 found[slot.output.feature, slot.output.num_ids] = (

@@ -115,6 +115,14 @@ def expected_rows(parts: list[EncodedRows]) -> list[tuple[object, ...]]:
     return rows
 
 
+def test_a_rank_without_examples_gets_a_batch_of_none(prepared: Prepared) -> None:
+    none = next(prepared.batches("train", batch_size=1, rank=0, world_size=2))
+    assert len(none) == none.features.stride() == 0
+    assert none.features.keys() == ["a", "tags", "b", "plain"]
+    assert none.features["tags"].to_dense() == []
+    assert none.features["plain"].values().numel() == 0
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 101, 500])
 def test_batches_in_order_give_back_the_written_rows(
     prepared: Prepared, parts: dict[str, list[EncodedRows]], batch_size: int

@@ -93,6 +93,19 @@ def test_the_same_settings_give_the_same_files(tmp_path: Path) -> None:
     assert sets[0].num_rows("train") == 40 * 8 * 3
 
 
+def test_a_rank_without_examples_gets_a_batch_of_none(tmp_path: Path) -> None:
+    prepared = SyntheticSequences(**SMALL).prepare(Path(), tmp_path / "set")
+    none, one = (
+        next(prepared.batches("train", batch_size=1, rank=rank, world_size=2)) for rank in (0, 1)
+    )
+    assert (len(none), len(one)) == (0, 1)
+    assert none.features.keys() == one.features.keys()
+    assert none.features.stride() == 0
+    assert none.features.values().numel() == none.features.lengths().numel() == 0
+    assert none.features["item_history"].to_dense() == []
+    assert len(one.features["item_history"].to_dense()[0]) == 20
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -105,6 +105,23 @@ def test_one_float32_logit_per_example(
 
 @every_model
 @every_num_dense
+@pytest.mark.parametrize("is_training", [True, False])
+def test_no_examples_have_no_logits_and_move_nothing(
+    path: Path, num_dense: int, is_training: bool, draw_inputs: Inputs
+) -> None:
+    model = build(path, num_dense).train(is_training)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            # A rank without examples has norms over all ranks.
+            norm.eval()
+    logits = model.from_values(*draw_inputs(model, 0))
+    assert logits.shape == (0,)
+    logits.sum().backward()
+    assert all(p.grad is None or not bool(p.grad.any()) for p in model.parameters())
+
+
+@every_model
+@every_num_dense
 def test_gradient_reaches_every_parameter_and_input(
     path: Path, num_dense: int, draw_inputs: Inputs, randomised: Randomised
 ) -> None:

@@ -115,6 +115,18 @@ def test_sequences_are_the_rows_of_every_id():
     assert torch.equal(found["t"].values(), tables.rows("t", torch.tensor([4, 4])))
 
 
+def test_sequences_of_no_examples_are_empty():
+    spec = TableSpec(
+        name="item", num_embeddings=5, embedding_dim=3, feature_names=("h", "t"), pooling="none"
+    )
+    tables = full_tables([spec], optimizer=TableOptimizer())
+    nothing = torch.empty(0, dtype=torch.int64)
+    features = KeyedJaggedTensor(keys=["t", "h"], values=nothing, lengths=nothing, stride=0)
+    for found in tables.sequences(features).values():
+        assert found.values().shape == (0, 3)
+        assert found.lengths().tolist() == []
+
+
 def test_sequences_train_like_dense_sgd():
     spec = TableSpec(
         name="item", num_embeddings=5, embedding_dim=3, feature_names=("h", "t"), pooling="none"

@@ -87,7 +87,8 @@ class BST(HistoryModel):
     def _block(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return what the transformer makes of tokens (B, T, D) where `mask` (B, T) holds."""
         num, size, width = tokens.shape
-        heads = self.mixed(tokens).view(num, size, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        heads = torch.unflatten(self.mixed(tokens), 2, (3, self.num_heads, -1))
+        heads = heads.permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         query, key, value = heads.unbind(0)
         attended = F.scaled_dot_product_attention(

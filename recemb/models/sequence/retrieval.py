@@ -30,6 +30,7 @@ from recemb.models.sequence.inputs import Padding, SequenceInputs, context_of, i
 from recemb.models.sequence.part import Part
 from recemb.models.sequence.search import top_k, top_places
 from recemb.tables.gather import gather_rows
+from recemb.tables.sharded import ShardedTables, planned_parts
 from recemb.tables.tables import Tables
 
 Engine = Literal["auto", "kernel", "torch"]
@@ -97,8 +98,12 @@ def retrieve(
     are; those of other tables are made for a block of examples at a time, by the op for all.
 
     Returns:
-        None if an id is out of range, so that the tables' own policy decides.
+        None if an id is out of range, so that the tables' own policy decides; or if several
+        processes share the tables, for those must make the same calls, and how many there are here
+        depends on the examples.
     """
+    if any(isinstance(part, ShardedTables) for part in planned_parts(tables)):
+        return None
     lengths = batch.features[parts[0].history].lengths()
     ids = ids_of(batch, parts, Padding(lengths))
     if not all(_are_inside(ids[f], tables, key) for f, key in _reads(parts)):
@@ -121,7 +126,7 @@ def vectors_of(tables: Tables, key: str, ids: Tensor) -> Tensor:
     stored = tables.stored_vectors(key)
     flat = ids.reshape(-1)
     found = tables.rows(key, flat) if stored is None else gather_rows(stored, flat)
-    return found.view(*ids.shape, -1)
+    return found.view(*ids.shape, found.shape[1])
 
 
 def search(

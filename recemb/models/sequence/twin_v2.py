@@ -99,8 +99,9 @@ class Clusters:
     def __init__(self, ids: Tensor, is_valid: Tensor) -> None:
         self._shape = ids.shape
         example = torch.arange(len(ids), device=ids.device).unsqueeze(1)
+        greatest = int(ids.max()) if ids.numel() else 0
         # Padding is in a cluster of its own.
-        keys = example * (int(ids.max()) + 2) + torch.where(is_valid, ids + 1, 0)
+        keys = example * (greatest + 2) + torch.where(is_valid, ids + 1, 0)
         distinct, self._cluster = torch.unique(keys.view(-1), return_inverse=True)
         self._num = len(distinct)
         places = torch.arange(ids.numel(), device=ids.device)

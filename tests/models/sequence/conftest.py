@@ -51,13 +51,13 @@ def draw() -> Callable[..., Batch]:
 
 def _batch(lengths: Sequence[int], *, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    counts = torch.tensor(lengths)
+    counts = torch.tensor(lengths, dtype=torch.int64)
     num, total = len(lengths), int(counts.sum())
 
     def ids(limit: int, size: int) -> Tensor:
         return torch.randint(0, limit, (size,), generator=generator)
 
-    positions = [torch.arange(n, 0, -1) for n in lengths]
+    positions = [torch.arange(0), *(torch.arange(n, 0, -1) for n in lengths)]
     values = [
         *(ids(NUM_ITEMS, num), ids(NUM_CATEGORIES, num), torch.zeros(num, dtype=torch.int64)),
         *(ids(NUM_ITEMS, total), ids(NUM_CATEGORIES, total), torch.cat(positions)),
@@ -67,6 +67,7 @@ def _batch(lengths: Sequence[int], *, seed: int = 0) -> Batch:
         keys=list(SCHEMA.feature_names),
         values=torch.cat(values),
         lengths=torch.cat([ones, ones, ones, counts, counts, counts]),
+        stride=num,
     )
     labels = torch.randint(0, 2, (num,), generator=generator).float()
     return Batch(dense=torch.zeros(num, 0), features=features, labels=labels)
