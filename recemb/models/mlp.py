@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from recemb.models.batch_norm import BatchNorm
 from recemb.models.dropout import Dropout
 
 Activation = Literal["relu", "leaky_relu", "sigmoid", "tanh", "identity"]
@@ -36,8 +37,8 @@ def xavier_linear(in_features: int, out_features: int, *, bias: bool = True) -> 
 class MLP(nn.Module):
     """Hidden layers of linear, batch norm, activation, dropout; then a linear output if asked.
 
-    A hidden layer under batch norm has no bias, because the norm would subtract it again. Training
-    with `batch_norm` needs batches of two or more examples.
+    A hidden layer under batch norm has no bias, because the norm would subtract it again. A batch
+    of one example is normalised as `BatchNorm` says.
 
     Args:
         in_features: width of the input.
@@ -79,7 +80,7 @@ class MLP(nn.Module):
         for i in range(len(hidden_units)):
             layers.append(xavier_linear(widths[i], widths[i + 1], bias=not batch_norm))
             if batch_norm:
-                layers.append(nn.BatchNorm1d(widths[i + 1]))
+                layers.append(BatchNorm(widths[i + 1]))
             layers.append(_ACTIVATIONS[activation]())
             if dropout > 0:
                 layers.append(Dropout(dropout))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recemb.models.batch_norm import BatchNorm
+
 _SLOPE = 0.1
 
 
@@ -17,7 +19,7 @@ class Head(nn.Module):
     Every PReLU has one slope, 0.1 at first. Linear weights are drawn as in He et al. (2015),
     equation 14, those of the last layer as in Glorot and Bengio (2010), equation 12.
 
-    Training needs batches of two or more examples.
+    A batch of one example is normalised as `BatchNorm` says.
 
     Args:
         in_features: W.
@@ -35,7 +37,7 @@ class Head(nn.Module):
             raise ValueError(
                 f"Head: widths must be at least 1, got {in_features} and {list(hidden_units)}"
             )
-        layers: list[nn.Module] = [nn.BatchNorm1d(in_features)]
+        layers: list[nn.Module] = [BatchNorm(in_features)]
         width = in_features
         for units in hidden_units:
             linear = nn.Linear(width, units)
