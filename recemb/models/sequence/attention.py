@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, RoleKeys
+from recemb.models.sequence.search import full_precision
 
 
 def dot_scores(inputs: SequenceInputs, parts: Sequence[Part]) -> Tensor:
@@ -21,13 +22,14 @@ def dot_scores(inputs: SequenceInputs, parts: Sequence[Part]) -> Tensor:
     Source: DARE's released code; its paper writes one product over all parts.
     """
     total: Tensor | None = None
-    for group in score_groups(parts):
-        root = math.sqrt(sum(keys.dim for keys in group))
-        for keys in group:
-            # A product for each part: side by side they would be written once more.
-            target = inputs.vectors[keys.target].unsqueeze(2) / root
-            scores = torch.bmm(inputs.vectors[keys.history], target).squeeze(2)
-            total = scores if total is None else total + scores
+    with full_precision(inputs.lengths):
+        for group in score_groups(parts):
+            root = math.sqrt(sum(keys.dim for keys in group))
+            for keys in group:
+                # A product for each part: side by side they would be written once more.
+                target = inputs.vectors[keys.target].unsqueeze(2) / root
+                scores = torch.bmm(inputs.vectors[keys.history], target).squeeze(2)
+                total = scores if total is None else total + scores
     assert total is not None
     return total
 

@@ -15,6 +15,7 @@ from recemb.models.sequence.attention import masked_softmax
 from recemb.models.sequence.head import draw_all
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
+from recemb.models.sequence.search import full_precision
 from recemb.models.sequence.search import top_k as best
 from recemb.models.sequence.sequence_model import SequenceModel, Weights
 
@@ -82,7 +83,8 @@ class DIN(SequenceModel):
         history = inputs.history(keys)
         target = inputs.target(keys).unsqueeze(1).expand_as(history)
         pairs = torch.cat([target, history, target - history, target * history], dim=2)
-        scores = self.attention(pairs).squeeze(2).float() / self.width
+        with full_precision(pairs):
+            scores = self.attention(pairs).squeeze(2) / self.width
         is_valid = inputs.is_valid
         full = masked_softmax(scores, is_valid)
         found = best(scores, is_valid, self.top_k)

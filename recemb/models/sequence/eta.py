@@ -14,6 +14,7 @@ from torch import Tensor
 from recemb.models.sequence.attention import dot_scores, masked_softmax
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
+from recemb.models.sequence.search import full_precision
 from recemb.models.sequence.search import top_k as best
 from recemb.models.sequence.sequence_model import SequenceModel, Weights
 
@@ -73,7 +74,7 @@ class ETA(SequenceModel):
     def weights(self, inputs: SequenceInputs) -> Weights:
         """Return the softmax over what the hashes find, and over all."""
         scores, is_valid = dot_scores(inputs, self.parts), inputs.is_valid
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(scores):
             keys = [p.attention for p in self.parts]
             behaviours = signs(inputs.history(keys), self.planes)
             target = signs(inputs.target(keys), self.planes)
@@ -92,4 +93,5 @@ def random_planes(width: int, num_bits: int, seed: int) -> Tensor:
 
 def signs(vectors: Tensor, planes: Tensor) -> Tensor:
     """Return on which side of the planes (D, M) vectors (..., D) lie, (..., M): 1 or -1."""
-    return torch.where(vectors.float() @ planes >= 0, 1.0, -1.0)
+    with full_precision(vectors):
+        return torch.where(vectors.float() @ planes >= 0, 1.0, -1.0)

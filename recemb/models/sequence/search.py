@@ -9,6 +9,15 @@ from torch import Tensor
 _INT32_SIGN = 2**31
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """Return a context in which what ranks behaviours is computed as in serving, never in bfloat16.
+
+    Args:
+        like: on the device where that is computed.
+    """
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def top_k(scores: Tensor, is_valid: Tensor, k: int | None) -> Tensor:
     """Return which places (B, L) bool hold the K greatest scores; fewer where fewer are valid.
 

@@ -19,7 +19,7 @@ from recemb.models.sequence.attention import masked_softmax
 from recemb.models.sequence.head import draw_all
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing, part_named
-from recemb.models.sequence.search import most_recent
+from recemb.models.sequence.search import full_precision, most_recent
 from recemb.models.sequence.search import top_k as best
 from recemb.models.sequence.sequence_model import SequenceModel, Weights
 
@@ -97,7 +97,8 @@ class SIM(SequenceModel):
         keys = [p.attention for p in self.parts]
         history, target, is_valid = inputs.history(keys), inputs.target(keys), inputs.is_valid
         if self.bilinear is not None:
-            relevance = torch.bmm(history, self.bilinear(target).unsqueeze(2)).squeeze(2)
+            with full_precision(history):
+                relevance = torch.bmm(history, self.bilinear(target).unsqueeze(2)).squeeze(2)
             relevance = relevance / math.sqrt(history.shape[2])
             found = best(relevance, is_valid, self.top_k)
             full = masked_softmax(relevance, is_valid)
@@ -112,9 +113,8 @@ class SIM(SequenceModel):
         maps = torch.unflatten(self.key.weight, 0, (self.num_heads, -1))
         mapped = torch.einsum("bhk,hkd->bhd", heads, maps)
         scores = torch.bmm(mapped, history.transpose(1, 2)) / math.sqrt(heads.shape[2])
-        num = len(scores)
-        mask = found.unsqueeze(1).expand_as(scores).reshape(num * self.num_heads, -1)
-        softmax = masked_softmax(scores.view(num * self.num_heads, -1), mask)
+        mask = found.unsqueeze(1).expand_as(scores).flatten(0, 1)
+        softmax = masked_softmax(scores.flatten(0, 1), mask)
         return Weights(retrieved=softmax.view_as(scores), full=full)
 
     def features(self, sums: Tensor, target: Tensor, context: Tensor) -> Tensor:

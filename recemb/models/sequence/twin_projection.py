@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recemb.models.sequence.head import draw_all
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
+from recemb.models.sequence.search import full_precision
 from recemb.models.sequence.sequence_model import SequenceModel, Weights, searched
 
 
@@ -78,7 +79,9 @@ class TWINProjection(SequenceModel):
         vectors = dict(inputs.vectors)
         for part, query, key in zip(self.parts, self.queries, self.keys, strict=True):
             assert isinstance(key, nn.Linear)
-            vectors[part.attention.target] = query(vectors[part.attention.target]) @ key.weight
+            target = vectors[part.attention.target]
+            with full_precision(target):
+                vectors[part.attention.target] = query(target) @ key.weight
         return searched(inputs._replace(vectors=vectors), self.parts, self.top_k)
 
     def features(self, sums: Tensor, target: Tensor, context: Tensor) -> Tensor:

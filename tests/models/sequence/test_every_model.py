@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recemb.data.schema import Categorical
 from recemb.models.click_model import ClickModel
 from recemb.models.ranking_model import RankingModel
+from recemb.models.sequence.sequence_model import SequenceModel
 from recemb.tables.full import full_tables
 
 CONFIGS = {
@@ -85,6 +86,44 @@ def test_every_parameter_gets_a_finite_gradient(name, build, draw) -> None:
         assert p.grad is not None, parameter_name
         assert bool(p.grad.isfinite().all()), parameter_name
         assert bool((p.grad != 0).any()), parameter_name
+
+
+@every_model
+def test_no_examples_are_scored(name, build, draw) -> None:
+    model, tables = build(name)
+    model.eval()
+    assert model.score(draw([]), tables).shape == (0,)
+    with torch.no_grad():
+        assert model.score(draw([]), tables).shape == (0,)
+
+
+@every_model
+def test_no_examples_have_no_loss_and_move_nothing(name, build, draw) -> None:
+    """As on a rank whose share of a batch is empty; norms are over all ranks there."""
+    model, tables = build(name)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            norm.eval()
+    batch = draw([])
+    loss = model.loss_sum(model.inputs(batch, tables), batch.labels)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    for parameter_name, p in (*model.named_parameters(), *tables.named_parameters()):
+        assert p.grad is None or not bool(p.grad.any()), parameter_name
+
+
+@every_model
+def test_what_is_found_is_the_same_in_mixed_precision(name, build, draw) -> None:
+    if not issubclass(KINDS[name], SequenceModel):
+        return
+    model, tables = build(name, **({"top_k": 4} if "top_k" in CONFIGS[name] else {}))
+    # So many that some scores differ by less than bfloat16 can tell.
+    inputs = model.inputs(draw([9] * 2000), tables)
+    with torch.no_grad():
+        expected = model.weights(inputs).retrieved
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model.weights(inputs).retrieved
+    assert torch.equal(found != 0, expected != 0)
 
 
 @every_model
