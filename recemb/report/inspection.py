@@ -188,17 +188,21 @@ def show_attention(page: Page, found: AttentionReport, *, min_rows: int) -> None
     )
     if not found.num_targets:
         page.text(
-            f"No target category has {min_rows} training examples, so nothing can be estimated; "
-            "lower min_rows."
+            f"None of {found.num_categories:,} target categories has {min_rows} training "
+            "examples, so nothing can be estimated; lower min_rows."
         )
         return
     if not found.num_examples:
         page.text(
-            f"{found.num_targets} target categories are frequent enough, but no example of the "
-            "test split has counts to rest on; lower min_joint or raise max_rare."
+            f"{found.num_targets:,} of {found.num_categories:,} target categories are frequent "
+            "enough, but no example of the test split has counts to rest on; lower min_joint or "
+            "raise max_rare."
         )
         return
-    page.text(f"{found.num_examples:,} examples of {found.num_targets} target categories.")
+    page.text(
+        f"{found.num_examples:,} examples; estimates for {found.num_targets:,} of "
+        f"{found.num_categories:,} target categories, those with {min_rows} training examples."
+    )
     page.table(
         {
             "ranks": list(found.ndcg),

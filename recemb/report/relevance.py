@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _FLOOR = 1e-5
+_BYTES_PER_COUNT = 16  # two counts by label, their sum and the bits
 
 
 class CategoryBatch(NamedTuple):
@@ -80,14 +81,23 @@ class MutualInformation:
         targets: (T,) ids of the target categories.
         joint: (T, C, P + 1, 2) examples with a behaviour of c' at p, by label; p = 0 is not used.
         totals: (T, 2) examples, by label.
+        num_categories: how many categories are the target of any example; None for T.
+
+    Attributes:
+        targets: as given.
+        num_categories: likewise.
+        counts: (T, C, P + 1) examples with a behaviour of c' at p.
 
     Source: Feng et al., "Long-Sequence Recommendation Models Need Decoupled Embeddings", ICLR 2025,
     section 5 (figure 9) and its released code, which bounds counts from below by 1e-5.
     """
 
-    def __init__(self, targets: Tensor, joint: Tensor, totals: Tensor) -> None:
+    def __init__(
+        self, targets: Tensor, joint: Tensor, totals: Tensor, *, num_categories: int | None = None
+    ) -> None:
         self.targets = targets
-        self.counts = joint.sum(dim=3)
+        self.num_categories = len(targets) if num_categories is None else num_categories
+        self.counts = joint.sum(dim=3, dtype=torch.int32)
         self._bits = _bits(joint, totals)
 
     @classmethod
@@ -98,7 +108,8 @@ class MutualInformation:
         num_categories: int,
         max_history: int,
         min_rows: int = 700,
-        max_targets: int = 20,
+        max_targets: int | None = None,
+        max_bytes: int = 16 * 2**30,
     ) -> Self:
         """Return the relevance that some examples, the training split as a rule, show.
 
@@ -107,14 +118,25 @@ class MutualInformation:
             num_categories: C.
             max_history: P.
             min_rows: a target category has at least so many of them.
-            max_targets: of the target categories, so many of the most frequent at most: a table of
-                C * P counts is held for each.
+            max_targets: of the target categories, so many of the most frequent at most; None for
+                all, as DARE's released code has it.
+            max_bytes: what the counts may take: C * P of them are held for each target category.
+
+        Raises:
+            ValueError: if they take more.
         """
         rows = torch.zeros(num_categories, dtype=torch.int64)
         for batch in batches():
             rows += torch.bincount(batch.target, minlength=num_categories)
         order = rows.argsort(descending=True, stable=True)[:max_targets]
         targets = order[rows[order] >= min_rows]
+        bytes_each = _BYTES_PER_COUNT * num_categories * (max_history + 1)
+        if len(targets) * bytes_each > max_bytes:
+            raise ValueError(
+                f"mutual information: {len(targets):,} target categories have min_rows={min_rows} "
+                f"examples, and the counts of each take {bytes_each:,} bytes; raise min_rows until "
+                f"at most {max_bytes // bytes_each:,} are left, or set max_targets to that"
+            )
         number = torch.full((num_categories,), -1)
         number[targets] = torch.arange(len(targets))
         shape = (len(targets), num_categories, max_history + 1, 2)
@@ -127,7 +149,7 @@ class MutualInformation:
             examples = torch.arange(len(which)).unsqueeze(1).expand_as(history)[is_valid]
             places = (which[examples], history[is_valid], positions[is_valid], label[examples])
             joint.index_put_(places, torch.ones((), dtype=torch.int32), accumulate=True)
-        return cls(targets, joint, totals)
+        return cls(targets, joint, totals, num_categories=int((rows > 0).sum()))
 
     def relevance(self, batch: CategoryBatch) -> Tensor:
         """Return the bits (B, L) of each behaviour; 0 where the target or the place is unknown."""

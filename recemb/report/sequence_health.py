@@ -97,12 +97,14 @@ class AttentionReport:
 
     Attributes:
         num_targets: target categories that are frequent enough.
+        num_categories: target categories of the training split, frequent or not.
         num_examples: of the test split, those that were ranked.
         ndcg: mean NDCG by number of ranks; empty if no example could be ranked.
         most_recent: of the ranking by recency alone, which knows nothing of categories.
     """
 
     num_targets: int
+    num_categories: int
     num_examples: int
     ndcg: dict[int, float]
     most_recent: dict[int, float]
@@ -155,6 +157,7 @@ def attention_report(
     }
     return AttentionReport(
         num_targets=len(truth.targets),
+        num_categories=truth.num_categories,
         num_examples=len(kept["model"]),
         ndcg=means["model"],
         most_recent=means["recent"],
@@ -168,6 +171,7 @@ def mutual_information(
     num_categories: int,
     max_history: int,
     min_rows: int = 700,
+    max_targets: int | None = None,
 ) -> MutualInformation:
     """Return what behaviours are worth in some examples; see `MutualInformation.of`.
 
@@ -177,12 +181,14 @@ def mutual_information(
         num_categories: their number.
         max_history: the longest history.
         min_rows: examples that a target category must have.
+        max_targets: so many of the most frequent of those at most; None for all.
     """
     return MutualInformation.of(
         lambda: (category_batch(batch, category) for batch in batches()),
         num_categories=num_categories,
         max_history=max_history,
         min_rows=min_rows,
+        max_targets=max_targets,
     )
 
 

@@ -89,6 +89,24 @@ def test_rare_targets_have_no_relevance() -> None:
     assert nothing.is_reliable(batch).tolist() == [False]
 
 
+def test_every_target_with_enough_rows_is_known_and_the_others_are_counted() -> None:
+    targets = [*range(30), *range(30), 30]
+    known, _ = truth([[1, 3]] * 61, targets, [1, 0] * 30 + [1], num_categories=40)
+    assert known.targets.tolist() == list(range(30))
+    assert known.num_categories == 31
+
+
+def test_the_most_frequent_targets_alone_are_known_if_that_is_asked() -> None:
+    known, _ = truth([[1, 3]] * 5, [2, 2, 2, 0, 0], [1, 0, 1, 0, 1], max_targets=1)
+    assert known.targets.tolist() == [2]
+    assert known.num_categories == 2
+
+
+def test_counts_beyond_the_memory_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"2 target categories.*at most 1 are left, or set max_t"):
+        truth([[1, 3]] * 4, [0, 0, 1, 1], [1, 0, 1, 0], max_bytes=16 * 5 * 4)
+
+
 def test_an_example_with_many_rare_behaviours_is_not_reliable() -> None:
     known, batch = truth([[1, 3], [2, 3], [1, 3]], [0] * 3, [1, 0, 1])
     found = known.is_reliable(batch, min_joint=2, max_rare=0)

@@ -71,6 +71,7 @@ class Known(MutualInformation):
 
     def __init__(self, attention: torch.Tensor) -> None:
         self.targets = torch.arange(7)
+        self.num_categories = 9
         self.attention = attention
 
     def relevance(self, batch: CategoryBatch) -> torch.Tensor:
@@ -87,7 +88,7 @@ def test_attention_that_is_the_truth_has_an_ndcg_of_one(prepared, batch) -> None
     category = next(part for part in model.parts if part.target == "category")
     truth = Known(attention_of(model, batch, tables))
     found = attention_report(model, tables, [batch], truth, category, ranks=(12,))
-    assert found.num_examples == 60
+    assert (found.num_examples, found.num_targets, found.num_categories) == (60, 7, 9)
     assert found.ndcg[12] == pytest.approx(1)
     assert found.most_recent[12] < 1
 
