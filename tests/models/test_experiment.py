@@ -1,11 +1,16 @@
-"""The Frappe experiments build the networks whose logs the BARS benchmark published."""
+"""Experiments have the networks and the settings of the publications that they stand for."""
 
+import inspect
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hydra.utils import get_class
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
+
+from recemb.train.settings import TrainerSettings
 
 CONF = Path(__file__).parents[2] / "conf"
 FRAPPE = {"num_dense": 0, "embedding_dims": [10] * 10}
@@ -77,3 +82,40 @@ def test_tables_are_trained_as_the_benchmark_does(path: Path) -> None:
     assert experiment["optimizer"]["tables"]["weight_decay"] > 0
     assert experiment["trainer"]["batch_size"] == 4096
     assert experiment["trainer"]["lr_plateau_factor"] == 0.1
+
+
+@pytest.mark.parametrize("model", ["dare", "twin"])
+@pytest.mark.parametrize("data", ["taobao", "tmall"])
+def test_dares_own_data_are_trained_on_with_its_settings(data: str, model: str) -> None:
+    """Feng et al., ICLR 2025, and the scripts of its released code."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("recemb.conf", version_base="1.3"):
+        config = compose("train", overrides=[f"experiment={data}_{model}", "name=test"])
+    assert config.data._target_.lower() == f"recemb.data.{data}.{data}"
+    assert config.model._target_.lower() == f"recemb.models.sequence.{model}.{model}"
+    assert (config.embedding_dim, config.init_std) == (16, 0.01)
+    keys = ("top_k", "hidden_units", "auxiliary_units", "target_aware", "l2", "init_std")
+    assert [config.model[key] for key in keys] == [20, [200, 80], [200], True, 1e-6, 0.01]
+    tables, dense = config.optimizer.tables, config.optimizer.dense
+    assert (tables.kind, tables.rows, tables.learning_rate) == ("adam", "all", 0.01)
+    assert (dense._target_, dense.lr) == ("torch.optim.Adam", 0.01)
+    settings = instantiate(config.trainer)
+    assert isinstance(settings, TrainerSettings)
+    assert (settings.batch_size, settings.max_epochs, settings.eval_every_steps) == (2048, 2, 150)
+    assert (settings.monitor, settings.max_steps) == ("val/auc", None)
+    protocol = ("max_history", "min_behaviours", "num_positives", "stride", "num_negatives")
+    assert [config.data[key] for key in protocol] == [200, 210, 19, 5, 2]
+
+
+EVERY = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EVERY)
+def test_every_experiment_composes_and_says_how_it_is_run(experiment: str) -> None:
+    text = (CONF / f"experiment/{experiment}.yaml").read_text()
+    assert text.startswith(f"# @package _global_\n# recemb train experiment={experiment}")
+    GlobalHydra.instance().clear()
+    with initialize_config_module("recemb.conf", version_base="1.3"):
+        config = compose("train", overrides=[f"experiment={experiment}", "name=test"])
+    known = inspect.signature(get_class(config.model._target_).__init__).parameters
+    assert set(config.model) - {"_target_"} <= set(known)
