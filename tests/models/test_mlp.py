@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from recemb.models.batch_norm import BatchNorm
 from recemb.models.dropout import Dropout
 from recemb.models.mlp import MLP, xavier_linear
 
@@ -28,7 +29,7 @@ def test_equals_the_layers_one_by_one(
 def test_order_in_a_hidden_layer_is_linear_norm_activation_dropout() -> None:
     mlp = MLP(5, (7,), dropout=0.5, batch_norm=True)
     kinds = [type(layer) for layer in mlp.layers]
-    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, Dropout]
+    assert kinds == [nn.Linear, BatchNorm, nn.ReLU, Dropout]
 
 
 def test_without_output_layer_ends_at_the_last_hidden_layer() -> None:
