@@ -1,9 +1,12 @@
 """Which tables a checkpoint's rows belong to, and what differs when others would load them."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 _SHOWN = 5
+# Where `recemb.tables.joined.JoinedTables` describe their parts, and what others have in its place.
+_PARTS, _OTHERS = "joined", ("plan", "sources", "parts")
 
 
 class OtherTablesError(ValueError):
@@ -12,6 +15,9 @@ class OtherTablesError(ValueError):
 
 def check_identity(saved: Any, present: Mapping[str, Any], *, owner: str) -> None:
     """Check that a state may be loaded.
+
+    Joined tables once wrote nothing of how their parts find rows. Such a state is taken, with a
+    warning.
 
     Args:
         saved: what was written beside the state; None in a checkpoint that knows nothing of it
@@ -24,6 +30,14 @@ def check_identity(saved: Any, present: Mapping[str, Any], *, owner: str) -> Non
     """
     if saved is None:
         return
+    if _PARTS in present and not any(key in saved for key in (_PARTS, *_OTHERS)):
+        warnings.warn(
+            f"{owner} says nothing of how the parts of its tables find rows, for it was written by "
+            "an earlier version; that their settings, hash seeds included, are those of the run "
+            "that wrote it is not checked",
+            stacklevel=2,
+        )
+        present = {key: value for key, value in present.items() if key != _PARTS}
     found = differences(saved, present)
     if not found:
         return

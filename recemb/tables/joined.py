@@ -4,6 +4,7 @@ Shapes: `B` examples, `N` ids, `D` embedding_dim.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,11 @@ class JoinedTables(Tables):
     def storage(self) -> Storage:
         """Return the exact bytes of all parts together."""
         return joined_storage([self.part(name).storage() for name in self.parts])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state_dict belongs to: each part's own, by its name."""
+        parts = {name: self.part(name).identity() for name in self.parts}
+        return {**super().identity(), "joined": parts}
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the trainer's dense optimizer must update."""

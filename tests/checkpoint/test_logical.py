@@ -10,6 +10,8 @@ from recemb.checkpoint.logical import OtherTablesError, check_identity, differen
 from recemb.methods.robe import ROBE
 from recemb.methods.unified import Unified
 from recemb.tables import Budget, Method, TableOptimizer, Tables, TableSpec, full_tables
+from recemb.tables.joined import JoinedTables
+from recemb.tables.optimizer import Kind
 
 USER = TableSpec(name="user", num_embeddings=50, embedding_dim=8, feature_names=("user",))
 ITEM = TableSpec(name="item", num_embeddings=70, embedding_dim=8, feature_names=("item", "last"))
@@ -50,6 +52,44 @@ def test_other_hash_seeds_are_refused() -> None:
     text = complaint(built(Unified(exact_below=0, hash_seed=5)), built(Unified(exact_below=0)))
     assert text.startswith("checkpoint c was written by other tables: plan.outputs.user.lookups.0")
     assert re.search(r"seed was \d+ and is \d+; ", text)
+
+
+def joined(hash_seed: int = 0, kind: Kind = "adagrad") -> JoinedTables:
+    hashed = Unified(exact_below=0, hash_seed=hash_seed)
+    item = full_tables([ITEM], optimizer=TableOptimizer(kind=kind))
+    return JoinedTables([USER, ITEM], {"some": built(hashed, [USER]), "others": item})
+
+
+def test_other_hash_seeds_of_a_part_are_refused() -> None:
+    check_identity(joined(5).identity(), joined(5).identity(), owner="c")
+    text = complaint(joined(5), joined())
+    assert re.search(
+        r"joined\.some\.plan\.outputs\.user\.lookups\.0.*seed was \d+ and is \d+", text
+    )
+    assert "joined.others.optimizer was adam and is sgd" in complaint(
+        joined(kind="adam"), joined(kind="sgd")
+    )
+
+
+def test_parts_that_were_written_without_their_identities_are_taken_with_a_warning() -> None:
+    saved = {k: v for k, v in joined(5).identity().items() if k != "joined"}
+    with pytest.warns(UserWarning, match="checkpoint c says nothing of how the parts of"):
+        check_identity(saved, joined().identity(), owner="checkpoint c")
+    # What it says is checked all the same.
+    other = {**saved, "method": "Hashing"}
+    with (
+        pytest.warns(UserWarning, match="says nothing"),
+        pytest.raises(OtherTablesError, match="method was Hashing and is PerRole"),
+    ):
+        check_identity(other, {**joined().identity(), "method": "PerRole"}, owner="c")
+
+
+def test_tables_that_are_not_joined_are_not_taken_for_joined_ones() -> None:
+    full = full_tables([USER, ITEM])
+    with pytest.raises(OtherTablesError, match="joined was None and is"):
+        check_identity(full.identity(), joined().identity(), owner="c")
+    with pytest.raises(OtherTablesError, match="plan was None and is"):
+        check_identity(joined().identity(), full.identity(), owner="c")
 
 
 def test_other_sizes_are_refused_by_name() -> None:

@@ -14,6 +14,7 @@ from recemb.tables.initial import Initial
 from recemb.tables.method import Budget
 from recemb.tables.optimizer import TableOptimizer
 from recemb.tables.spec import TableSpec
+from recemb.tables.tables import Tables
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf" / "embedding"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -193,6 +194,22 @@ def test_a_saved_state_gives_the_same_vectors_and_the_same_next_step(name):
         train(tables, seed=1)
     for key, tensor in one.state_dict().items():
         assert torch.equal(two.state_dict()[key], tensor)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_identity_holds_that_of_all_tables_within(name):
+    tables = build(name)
+    held = [part.identity() for part in tables.modules() if isinstance(part, Tables)]
+    found = list(values_in(tables.identity()))
+    assert all(identity in found for identity in held)
+
+
+def values_in(value):
+    yield value
+    entries = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list):
+        for entry in entries:
+            yield from values_in(entry)
 
 
 def train(tables, *, seed):

@@ -1,15 +1,18 @@
 """Tables of several methods, side by side."""
 
+import json
+
 import pytest
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recemb.checkpoint.forms import describe_tables, make_tables
+from recemb.checkpoint.logical import OtherTablesError, check_identity
 from recemb.checkpoint.post_training import quantise_tables
 from recemb.methods.tt_rec import TTRec
 from recemb.tables.full import full_tables
 from recemb.tables.joined import JoinedTables
-from recemb.tables.optimizer import TableOptimizer
+from recemb.tables.optimizer import Kind, TableOptimizer
 from recemb.tables.spec import TableSpec
 
 ITEMS = TableSpec(
@@ -116,3 +119,22 @@ def test_tensors_that_no_part_reads_are_refused() -> None:
 def test_every_table_is_in_one_part() -> None:
     with pytest.raises(ValueError, match="each must be in one part"):
         JoinedTables(SPECS, {"stored": full_tables([ITEMS, USERS])})
+
+
+def test_the_identity_holds_that_of_each_part_by_its_name() -> None:
+    tables = joined()
+    identity = tables.identity()
+    assert identity["joined"] == {name: tables.part(name).identity() for name in tables.parts}
+    assert json.loads(json.dumps(identity)) == identity
+
+
+def test_parts_within_parts_are_told_apart() -> None:
+    def nested(kind: Kind) -> JoinedTables:
+        within = JoinedTables(
+            [ITEMS], {"a": full_tables([ITEMS], optimizer=TableOptimizer(kind=kind))}
+        )
+        return JoinedTables([ITEMS, USERS], {"within": within, "rest": full_tables([USERS])})
+
+    check_identity(nested("adam").identity(), nested("adam").identity(), owner="c")
+    with pytest.raises(OtherTablesError, match=r"joined\.within\.joined\.a\.optimizer was adam"):
+        check_identity(nested("adam").identity(), nested("sgd").identity(), owner="c")
