@@ -27,6 +27,7 @@ from recemb.checkpoint.sharded_files import (
     ShardWriter,
 )
 from recemb.checkpoint.store import (
+    CHECKPOINT_NAMES,
     CheckpointName,
     Checkpoints,
     CheckpointStore,
@@ -63,7 +64,7 @@ class ShardedCheckpointStore(Checkpoints):
     def save(self, name: CheckpointName, state: Mapping[str, Any]) -> None:
         """Write `state`; a complete checkpoint of that name is replaced. See `Checkpoints`."""
         plain, tensors = split(state)
-        target = WholeFolder(self.folder / str(name))
+        target = WholeFolder(self.folder / str(name), owned=CHECKPOINT_NAMES)
         try:
             save_distributed(
                 dict(tensors),
@@ -96,7 +97,7 @@ class ShardedCheckpointStore(Checkpoints):
             ValueError: if it is damaged, has a newer format, carries what could execute, or its
                 tensors have other names or shapes than those of `into`.
         """
-        folder = self.folder / str(name)
+        folder = WholeFolder.standing(self.folder / str(name))
         if not self._from_first(folder.is_dir()):
             raise FileNotFoundError(f"there is no checkpoint {folder}")
         if problem := self._problem(folder):
@@ -114,7 +115,7 @@ class ShardedCheckpointStore(Checkpoints):
             ValueError: if its tensors have other names or shapes than those of `into`.
         """
         for name in reversed(self.names(kind)):
-            folder = self.folder / str(name)
+            folder = WholeFolder.standing(self.folder / str(name))
             if problem := self._problem(folder):
                 if self._rank == 0:
                     warnings.warn(

@@ -4,7 +4,8 @@ A checkpoint is a folder with a manifest (plain JSON: which tensors there are, w
 values, checksums) and tensor files in the safetensors format. Nothing in it is a pickle, and
 nothing in it can execute. It is written under a temporary name, flushed to the disk, and renamed; a
 process killed at any moment leaves either the finished folder or a temporary one that is never read
-and is removed by the next writer.
+and is removed by the next writer. A run's checkpoints have one writer at a time; in other folders
+each checkpoint may have its own.
 
 Checkpoints of format 1 are read, see `version_1`.
 """
@@ -45,6 +46,9 @@ class CheckpointName:
     def __str__(self) -> str:
         return f"{self.kind}-{self.step:010d}"
 
+
+CHECKPOINT_NAMES = re.compile(r".+-\d{10,}")
+"""All that `CheckpointName` spells."""
 
 Entry = tuple[CheckpointName, Mapping[str, Any]]
 """A checkpoint to be written: its name and its state."""
@@ -130,14 +134,14 @@ class CheckpointStore(Checkpoints):
 
     def save(self, name: CheckpointName, state: Mapping[str, Any]) -> None:
         """Write `state`; a complete checkpoint of that name is replaced. See `Checkpoints`."""
-        save_folder(self.folder / str(name), state)
+        save_folder(self.folder / str(name), state, owned=CHECKPOINT_NAMES)
 
     def names(self, kind: str) -> list[CheckpointName]:
         """Return the checkpoints of a kind, oldest first; unfinished ones do not count."""
         if not self.folder.is_dir():
             return []
         pattern = re.compile(rf"{re.escape(kind)}-(\d+)")
-        found = (pattern.fullmatch(path.name) for path in self.folder.iterdir())
+        found = map(pattern.fullmatch, WholeFolder.names(self.folder))
         return sorted(CheckpointName(kind, int(m[1])) for m in found if m)
 
     def load(self, name: CheckpointName) -> dict[str, Any]:
@@ -161,15 +165,22 @@ class CheckpointStore(Checkpoints):
         """Return at once: `save` returns when it has written."""
 
 
-def save_folder(folder: Path, state: Mapping[str, Any]) -> None:
+def save_folder(
+    folder: Path, state: Mapping[str, Any], *, owned: re.Pattern[str] | None = None
+) -> None:
     """Write a state, which this process holds whole, into a folder that appears when it is whole.
+
+    Args:
+        folder: what is there is replaced.
+        state: what to write.
+        owned: matches the names of folders beside it that nobody else writes, see `WholeFolder`.
 
     Raises:
         OSError: if the disk is full or not writable; what was there before is untouched.
         TypeError: if the state holds something that is neither a tensor nor a plain value.
     """
     plain, tensors = split(state)
-    target = WholeFolder(folder)
+    target = WholeFolder(folder, owned=owned)
     try:
         target.begin()
         _write(target.unfinished, plain, tensors)
@@ -209,6 +220,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such folder.
         ValueError: if it is damaged, has a newer format, or carries what could execute.
     """
+    folder = WholeFolder.standing(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint {folder}")
     try:

@@ -64,6 +64,8 @@ def test_every_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, replac
         found = store.load_newest("step")
         assert found is not None
         assert found[1]["weight"].tolist() == [float(found[0].step)] * 1000
+        # What is replaced is there until what replaces it is.
+        assert found[0].step == 2 or not replaces
         save(store, 2)
         assert [p.name for p in sorted(store.folder.iterdir())] == [
             "step-0000000001",

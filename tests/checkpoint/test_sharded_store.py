@@ -253,6 +253,30 @@ def test_a_damaged_shard_means_the_older_checkpoint_everywhere(
     on_ranks(2, pass_over_damage, folder)
 
 
+def load_between_renames(folder: Path) -> None:
+    store = ShardedCheckpointStore(folder)
+    assert store.names("step") == [OLD, NEW]
+    assert_holds(store.load(NEW, into=state(0, [0, 5, ROWS])), 2)
+    found = store.load_newest("step", into=state(0, [0, 5, ROWS]))
+    assert found is not None
+    assert found[0] == NEW
+    store.save(OLD, state(1, [0, 5, ROWS]))
+    dist.barrier()
+    assert sorted(path.name for path in folder.iterdir()) == [str(OLD), str(NEW)]
+
+
+def test_what_a_kill_left_between_two_names_is_loaded_and_put_back(
+    saved: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    for name in (OLD, NEW):
+        shutil.copytree(saved / str(name), folder / str(name))
+    # The first of a replacement's two renames, and what was to follow.
+    (folder / str(NEW)).rename(folder / f".replaced-{NEW}")
+    (folder / f".unfinished-{NEW}").mkdir()
+    on_ranks(2, load_between_renames, folder)
+
+
 def test_what_one_process_saves_two_load(tmp_path: Path) -> None:
     everything: dict[str, Any] = {**whole(2), "model": {"weight": torch.arange(3.0) + 2}, "step": 2}
     CheckpointStore(tmp_path / "one").save(NEW, everything)

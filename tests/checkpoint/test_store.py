@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from recemb.checkpoint.atomic import WholeFolder
 from recemb.checkpoint.store import CheckpointName, CheckpointStore
 from recemb.tables.tensor_chunks import Chunk, TensorChunks
 
@@ -158,6 +159,74 @@ def test_an_unfinished_checkpoint_is_not_listed_and_is_removed_by_the_next_save(
     assert [n.step for n in store.names("step")] == [1]
     save(store, 2, 2.0)
     assert not left_behind.exists()
+
+
+def test_what_an_earlier_save_under_another_name_left_is_removed(store: CheckpointStore) -> None:
+    for mark in (".unfinished", ".removed"):
+        left_behind = store.folder / f"{mark}-step-0000000007"
+        left_behind.mkdir(parents=True)
+        (left_behind / TENSORS).write_bytes(b"half")
+    other = store.folder / ".unfinished-of-somebody"
+    other.mkdir()
+    save(store, 8, 1.0)
+    assert {p.name for p in store.folder.iterdir()} == {"step-0000000008", other.name}
+
+
+def between_the_renames(store: CheckpointStore, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save, and be killed when the old checkpoint has gone and the new one has not come."""
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.startswith(".unfinished-"):
+            raise KilledError
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        # A process that is killed tidies nothing up.
+        patch.setattr(WholeFolder, "abandon", lambda self: None)
+        with pytest.raises(KilledError):
+            save(store, step, 9.0)
+    assert not (store.folder / str(CheckpointName("step", step))).exists()
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_kill_between_the_renames_leaves_the_old_checkpoint(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(store, step, float(step))
+    between_the_renames(store, 2, monkeypatch)
+    before = sorted(path.name for path in store.folder.iterdir())
+    assert [n.step for n in store.names("step")] == [1, 2]
+    for found in (store.load(CheckpointName("step", 2)), store.load_newest("step")):
+        state = found[1] if isinstance(found, tuple) else found
+        assert state is not None
+        assert state["weight"].tolist() == [2.0] * 3
+    # Who reads changes nothing: the writer may be alive.
+    assert sorted(path.name for path in store.folder.iterdir()) == before
+    # A save of another name puts it back.
+    save(store, 3, 3.0)
+    assert [p.name for p in sorted(store.folder.iterdir())] == [
+        f"step-000000000{step}" for step in (1, 2, 3)
+    ]
+    assert store.load(CheckpointName("step", 2))["weight"].tolist() == [2.0] * 3
+
+
+def test_what_was_left_by_a_kill_between_the_renames_can_be_replaced_and_removed(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 2, 2.0)
+    between_the_renames(store, 2, monkeypatch)
+    save(store, 2, 5.0)
+    assert [p.name for p in store.folder.iterdir()] == ["step-0000000002"]
+    assert store.load(CheckpointName("step", 2))["weight"].tolist() == [5.0] * 3
+    between_the_renames(store, 2, monkeypatch)
+    store.remove(CheckpointName("step", 2))
+    assert store.names("step") == []
 
 
 def test_saving_again_replaces(store: CheckpointStore) -> None:
