@@ -20,6 +20,7 @@ from recemb.checkpoint.store import Checkpoints
 from recemb.data.batch import Batch
 from recemb.train.batch_loss import BatchLoss
 from recemb.train.blow_up import worst_features
+from recemb.train.cuda_random import cuda_states, set_cuda_states
 from recemb.train.evaluation import score_split
 from recemb.train.fit_plan import FitPlan
 from recemb.train.log import RunLog
@@ -332,7 +333,6 @@ class Fit:
 
     def _save(self) -> None:
         """Write a resume checkpoint, and the best weights if they are these."""
-        is_cuda = self.device.type == "cuda"
         self.log_bytes = self.log.size_bytes()
         state = {
             "tables": self.plan.tables.state_dict(),
@@ -344,7 +344,7 @@ class Fit:
             "extra": {name: part.state_dict() for name, part in self.plan.recipe.extra.items()},
             "random": self._ranks.from_first(torch.get_rng_state()),
             "random_ranks": self._ranks.random_states(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if is_cuda else None,
+            **cuda_states(self._ranks, self.device),
             "log_bytes": self.log_bytes,
         }
         self._states.save(self.progress.step, state, is_best=self._is_new_best)
@@ -369,8 +369,7 @@ class Fit:
             part.load_state_dict(state["extra"][part_name])
         torch.set_rng_state(state["random"])
         self._ranks.part_random(self.plan.seed, state.get("random_ranks"))
-        if state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        set_cuda_states(self._ranks, self.device, state, seed=self.plan.seed)
         self.log_bytes = state["log_bytes"]
         if not self.progress.is_finished:
             self.log.truncate(self.log_bytes)
