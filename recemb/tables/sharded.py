@@ -214,7 +214,8 @@ class ShardedTables(PlannedTables):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         # Gradients of replicas wait before they are exchanged, and not in the copy's own updater.
-        if any(u.has_collected for u in (*self._sharded.updaters, *self._sharded.replicas)):
+        is_waiting = any(updater.has_collected for updater in self._sharded.updaters)
+        if is_waiting or any(replica.has_collected for replica in self._sharded.replicas):
             raise RuntimeError(UNFINISHED)
         for name, chunks in self._chunks():
             destination[prefix + name] = chunks
