@@ -188,8 +188,8 @@ def show_attention(page: Page, found: AttentionReport, *, min_rows: int) -> None
     )
     if not found.num_targets:
         page.text(
-            f"None of {found.num_categories:,} target categories has {min_rows} training "
-            "examples, so nothing can be estimated; lower min_rows."
+            f"No target category has {min_rows} training examples, of {found.num_categories:,} "
+            "that there are, so nothing can be estimated; lower min_rows."
         )
         return
     if not found.num_examples:
