@@ -220,8 +220,8 @@ class Catalogue:
             is_seen = np.ones(len(log.items), bool)
             for back in range(1, NUM_HELD_OUT + 1):
                 is_seen[log.offsets[1:] - back] = False
-            for counts, values in ((items, log.items), (categories, log.categories)):
-                counts.add(*np.unique(values[is_seen], return_counts=True))
+            for counter, values in ((items, log.items), (categories, log.categories)):
+                counter.add(*np.unique(values[is_seen], return_counts=True))
             distinct, firsts = np.unique(log.items, return_index=True)
             pairs.append((distinct, log.categories[firsts]))
         keys, numbers = items.result()

@@ -8,7 +8,7 @@ of its own, and says it to those alone who ask now.
 import time
 import uuid
 
-from torch.distributed import Store
+from recemb.train.roll_call import SharedStore
 
 _PAUSE_SECONDS = 0.02
 
@@ -17,7 +17,9 @@ class AbsentRanksError(RuntimeError):
     """Some ranks did not come in time; the message says which."""
 
 
-def name_of_attempt(store: Store, *, rank: int, world_size: int, timeout_seconds: float) -> str:
+def name_of_attempt(
+    store: SharedStore, *, rank: int, world_size: int, timeout_seconds: float
+) -> str:
     """Return a name that all ranks of this attempt have, and no rank of an earlier one.
 
     Collective: every rank calls it once in an attempt. No rank of an earlier attempt may be alive.
@@ -41,7 +43,7 @@ def name_of_attempt(store: Store, *, rank: int, world_size: int, timeout_seconds
     return name
 
 
-def _welcome(store: Store, world_size: int, timeout_seconds: float) -> str:
+def _welcome(store: SharedStore, world_size: int, timeout_seconds: float) -> str:
     """Tell a new name to every rank that asks, until all have it; whoever asked before is gone."""
     name = uuid.uuid4().hex
     absent = set(range(1, world_size))

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from recemb.ids.hashing import hash_seed
 from recemb.train.launch import Launch, launch_of
 from recemb.train.meeting import name_of_attempt
 from recemb.train.roll_call import LostRanksError, RollCall, note_step, wait_while_alive
@@ -149,7 +150,8 @@ class Ranks:
             # A copy: torch reads a state as if it lay where memory for a tensor begins.
             torch.set_rng_state(states[self.rank].clone())
         elif self.rank:
-            torch.manual_seed(seed + (self.rank << 32))
+            # Of a seed torch's generator of the CPU takes the low 32 bits alone.
+            torch.manual_seed(hash_seed(seed, "random", self.rank))
 
 
 @contextmanager

@@ -81,3 +81,12 @@ def told() -> bytes:
 
 def test_a_rank_s_last_update_is_known_to_the_others() -> None:
     assert on_ranks(2, told) == [b"11", b"10"]
+
+
+def test_every_rank_draws_numbers_of_its_own() -> None:
+    drawn = []
+    for rank in range(4):
+        torch.manual_seed(5)
+        Ranks(rank, 4).part_random(5)
+        drawn.append(tuple(torch.rand(8).tolist()))
+    assert len(set(drawn)) == 4
