@@ -6,26 +6,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.end_to_end.runs import assert_equal, outcome
+from tests.end_to_end.runs import assert_equal, free_port, outcome
 from tests.end_to_end.test_lost_ranks import WORDS
 
 SECONDS = 900
 LONG = "trainer.max_epochs=4"
 
 
-class Torchrun:
-    """A torchrun of two processes."""
+ALONE = ("--standalone", "--nproc-per-node=2")
 
-    def __init__(self, folder: Path, cache: Path, *flags: str) -> None:
+
+class Torchrun:
+    """A torchrun: of two processes, unless its flags say otherwise."""
+
+    def __init__(
+        self, folder: Path, cache: Path, *flags: str, shape: Sequence[str] = ALONE
+    ) -> None:
         self.folder = folder
         self.printed = folder.with_suffix(f".{time.monotonic_ns()}.txt")
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(sys.executable, "-m", "torch.distributed.run", *shape),
             *(*flags, "-m", "recemb", "train", *WORDS, LONG),
             *(f"paths.run={folder}", f"paths.cache={cache}"),
         ]
@@ -93,3 +99,21 @@ def test_torchrun_s_own_restart_goes_on_after_a_kill(
     assert job.wait() == 0, job.said
     assert "resuming after update" in job.said
     assert_equal(undisturbed, outcome(tmp_path / "run"), "run")
+
+
+@pytest.mark.slow
+def test_agents_of_two_machines_go_on_after_a_kill(
+    tmp_path: Path, cache: Path, undisturbed: dict[str, Any]
+) -> None:
+    """The agent whose process was killed counts a restart, the other none."""
+    place = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
+    shape = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", place, "--max-restarts=3")
+    folder = tmp_path / "run"
+    jobs = [Torchrun(folder, cache, shape=shape)]
+    # The first agent is the one that answers at the port.
+    time.sleep(3)
+    jobs.append(Torchrun(folder, cache, shape=shape))
+    jobs[1].kill_rank(1, after="step-0000000003")
+    assert [job.wait() for job in jobs] == [0, 0], jobs[1].said
+    assert any("resuming after update" in job.said for job in jobs)
+    assert_equal(undisturbed, outcome(folder), "run")
