@@ -102,6 +102,7 @@ def _show_attention(
         num_categories=prepared.schema.column(category.target).num_embeddings,
         max_history=prepared.manifest["protocol"]["max_history"],
         min_rows=config.min_rows,
+        max_targets=config.max_targets,
     )
     found = attention_report(
         model,

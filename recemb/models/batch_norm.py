@@ -24,6 +24,14 @@ class BatchNorm(nn.BatchNorm1d):
         """
         if not self.training or values.shape[0] != 1:
             return super().forward(values)
+        return self.of_one(values)
+
+    def of_one(self, values: Tensor) -> Tensor:
+        """Return (B, D) normalised by the running statistics, which stay as they are.
+
+        Raises:
+            ValueError: if there are none yet.
+        """
         if not self.num_batches_tracked:
             raise ValueError(
                 "batch norm: the first training batch has one example, which has no variance; set "

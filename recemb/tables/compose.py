@@ -183,8 +183,9 @@ class Composer:
         """Return the outputs of a run side by side."""
         piece, first = pieces.pop(), run.outputs[0]
         if first.combine != "concat":
-            num = len(run.outputs)
-            blocks = piece.view(piece.shape[0], num, len(first.lookups), -1)
+            num, num_lookups = len(run.outputs), len(first.lookups)
+            width = piece.shape[1] // (num * num_lookups)
+            blocks = piece.view(piece.shape[0], num, num_lookups, width)
             piece = _fold(blocks, first.combine).flatten(1)
         return project(first, piece, projections)
 

@@ -105,7 +105,8 @@ class KernelLookups:
             grad: (B*S, D).
         """
         bags = self._bags
-        arguments = (weight, self._ids, bags.offsets, self._slots, grad.view(bags.batch_size, -1))
+        grad = grad.view(bags.batch_size, -1 if grad.numel() else grad.shape[1])
+        arguments = (weight, self._ids, bags.offsets, self._slots, grad)
         if weight.is_cuda:
             return bag_weight_gradient(*arguments, batch_size=bags.batch_size)
         from recemb.kernels.bag_weight_gradient import kernel

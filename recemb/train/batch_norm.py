@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from recemb.models.batch_norm import BatchNorm
 from recemb.train.ranks import Ranks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -20,19 +21,25 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 _sum_over_ranks: Callable[[Tensor], Tensor] = all_reduce
 
 
-class RankBatchNorm(nn.BatchNorm1d):
+class RankBatchNorm(BatchNorm):
     """Normalises (B, D) by mean and variance of the examples of all ranks; collective in training.
 
     Its state_dict is that of torch.nn.BatchNorm1d.
     """
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the normalised values (B, D); B may be 0."""
+        """Return the normalised values (B, D); B may be 0.
+
+        Raises:
+            ValueError: in training on one example of all ranks before any larger batch.
+        """
         if not self.training:
-            return super().forward(values)
+            return nn.BatchNorm1d.forward(self, values)
         ones = values.new_ones(values.shape[0], 1)
         sums = _sum_over_ranks(torch.cat([values, ones], dim=1).sum(dim=0))
         count = sums[-1]
+        if int(count) == 1:
+            return self.of_one(values)
         mean = sums[:-1] / count
         variance = _sum_over_ranks((values - mean).square().sum(dim=0)) / count
         self._follow(mean.detach(), variance.detach(), int(count))
