@@ -128,6 +128,7 @@ def _sum_bags(
     count = tl.zeros([BLOCK_BAGS, 1], tl.int32)
     longest = 1 if ONE_ID else tl.max(length)
     for first in range(0, longest, UNROLL):
+        # Below, mypy takes an empty tuple's type for that of all that follow.
         tiles = ()
         factors = ()
         for u in tl.static_range(UNROLL):
@@ -139,7 +140,6 @@ def _sum_bags(
             used = row >= 0
             address = weight + row * D + column
             tile = tl.load(address, mask=used & (column < D), other=0.0)
-            # mypy takes the empty tuple's type for that of all that follow.
             tiles += (tile,)  # type: ignore[assignment]
             if WEIGHTED:
                 factor = tl.load(weights + at, mask=used, other=0.0)

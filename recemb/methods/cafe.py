@@ -45,7 +45,6 @@ _Rates = tuple[tuple[float, float], ...]
 _HASH_RATES: _Rates = ((0.2, 0.7), (0.02, 0.5), (0.005, 0.3), (0.0005, 0.2), (0.0, 0.1))
 """The share of rows that is shared, above a ratio: the authors' settings."""
 
-
 _HASH_RATES_PLUS: _Rates = ((0.01, 0.7), (0.0003, 0.3), (0.0, 0.2))
 """Likewise of CAFE+, whose authors give 0.7 at 0.1, 0.3 at 0.001 and 0.2 at 0.0001."""
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 
 Genes = tuple[int, ...]
-_OFFICIAL_POOL = 10
 Once = Callable[[str, Callable[[], dict[str, Any]]], Mapping[str, Any]]
 _TRIES = 100
+_OFFICIAL_POOL = 10
 
 
 @dataclass(frozen=True, kw_only=True)
