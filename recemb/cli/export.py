@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from recemb.checkpoint.archive import DESCRIPTION
 from recemb.checkpoint.export import export, servable_from
 from recemb.checkpoint.post_training import quantise_tables
-from recemb.cli.failure import USER_ERROR, user_errors
+from recemb.cli.failure import user_errors
 from recemb.cli.finished import finished_run
-from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.overrides import LEAVE_NO_FILES
 from recemb.cli.train import model_options_of
 from recemb.train.summary import versions
 
@@ -20,9 +20,6 @@ _FACTS = ("metrics", "ratio", "seed", "config_hash", "epochs", "best_step")
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
-    if complaint := explain_bad_overrides("export", arguments):
-        print(f"recemb export: {complaint}", file=sys.stderr)
-        return USER_ERROR
     sys.argv = ["recemb export", *arguments, *LEAVE_NO_FILES]
     hydra.main(config_path="pkg://recemb.conf", config_name="export", version_base="1.3")(main)()
     return 0

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
 
-USER_ERROR = 2
-INTERRUPTED = 130
+from recemb.cli.status import USER_ERROR
 
 _USER_ERRORS = (ValueError, TypeError, FloatingPointError, ImportError, OSError)
 

@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recemb.checkpoint.atomic import whole_file
-from recemb.cli.failure import USER_ERROR, user_errors
+from recemb.cli.failure import user_errors
 from recemb.cli.finished import FinishedRun, finished_run
-from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.overrides import LEAVE_NO_FILES, inspect_words
 from recemb.data.batch import Batch
 from recemb.models.sequence.part import Part
 from recemb.models.sequence.sequence_model import SequenceModel
@@ -34,11 +34,7 @@ _CATEGORY = "category"
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
-    arguments = [a if "=" in a or a.startswith("-") else f"run={a}" for a in arguments]
-    if complaint := explain_bad_overrides("inspect", arguments):
-        print(f"recemb inspect: {complaint}", file=sys.stderr)
-        return USER_ERROR
-    sys.argv = ["recemb inspect", *arguments, *LEAVE_NO_FILES]
+    sys.argv = ["recemb inspect", *inspect_words(arguments), *LEAVE_NO_FILES]
     hydra.main(config_path="pkg://recemb.conf", config_name="inspect", version_base="1.3")(main)()
     return 0
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from recemb.cli.status import USER_ERROR
+
 # Verb -> (module, one line of help). A module is imported when its verb is asked for, so that
 # `recemb doctor` works where torch does not.
 VERBS: Final = {
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words:
         print(usage(), file=sys.stderr)
-        return 2
+        return USER_ERROR
     verb, *rest = words
     if verb in ("-h", "--help", "help"):
         print(usage())
@@ -40,10 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if verb not in VERBS:
         print(unknown_verb(verb), file=sys.stderr)
-        return 2
+        return USER_ERROR
+    # Before the module is: importing torch and TorchRec takes seconds, finding a misspelt key none.
+    if verb != "doctor" and (complaint := explain(verb, rest)):
+        print(f"recemb {verb}: {complaint}", file=sys.stderr)
+        return USER_ERROR
     module = importlib.import_module(VERBS[verb][0])
     status: int = module.run(rest)
     return status
+
+
+def explain(verb: str, words: Sequence[str]) -> str | None:
+    """Return what is wrong with the overrides of a verb; None if they compose."""
+    overrides = importlib.import_module("recemb.cli.overrides")
+    complaint: str | None = overrides.explain_line(verb, words)
+    return complaint
 
 
 def usage() -> str:

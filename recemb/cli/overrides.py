@@ -19,6 +19,55 @@ LEAVE_NO_FILES = (
 """Overrides with which Hydra writes nothing."""
 
 
+_SWEEP, _SWEEP_PREFIXES = ("sweep", "out", "traceback"), ("sweep.", "paths.", "hydra")
+
+
+def explain_line(verb: str, words: Sequence[str]) -> str | None:
+    """Return what is wrong with the words after a verb and what was probably meant; None if fine.
+
+    Imports nothing but Hydra, so that a misspelt key is answered at once.
+    """
+    match verb:
+        case "train" | "plan":
+            return explain_bad_overrides("train", words)
+        case "predict":
+            return explain_bad_overrides(verb, predict_words(words))
+        case "inspect":
+            return explain_bad_overrides(verb, inspect_words(words))
+        case "sweep":
+            own, common = sweep_words(words)
+            return explain_bad_overrides("train", common) or explain_bad_overrides(verb, own)
+        case _:
+            return explain_bad_overrides(verb, words)
+
+
+def predict_words(words: Sequence[str]) -> list[str]:
+    """Return the words of `recemb predict` as Hydra is to read them.
+
+    To Hydra, model=FILE would choose from the configuration group of that name.
+    """
+    return [f"file={word[6:]}" if word.startswith("model=") else word for word in words]
+
+
+def inspect_words(words: Sequence[str]) -> list[str]:
+    """Return the words of `recemb inspect` as Hydra is to read them: a word alone is the run."""
+    return [w if "=" in w or w.startswith("-") else f"run={w}" for w in words]
+
+
+def sweep_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words that are the sweep's own, and the overrides of `recemb train` in all cells.
+
+    What is neither a flag nor the sweep's is an override for all cells.
+    """
+    own = [word for word in words if _is_of_sweep(word)]
+    return own, [word for word in words if not _is_of_sweep(word)]
+
+
+def _is_of_sweep(word: str) -> bool:
+    key = word.partition("=")[0].lstrip("+~")
+    return "=" not in word or key in _SWEEP or key.startswith(_SWEEP_PREFIXES)
+
+
 def explain_bad_overrides(config_name: str, arguments: Sequence[str]) -> str | None:
     """Return what is wrong with the overrides among `arguments` and what was probably meant.
 

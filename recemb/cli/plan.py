@@ -9,8 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from recemb.cli.failure import USER_ERROR, user_errors
-from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.failure import user_errors
+from recemb.cli.overrides import LEAVE_NO_FILES
 from recemb.cli.prepare import prepare_from
 from recemb.cli.train import budget_of, model_class_of, model_options_of, sharding_request
 from recemb.tables.method import Method, Plan
@@ -29,9 +29,6 @@ from recemb.train.sharded_run import (
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status: 1 if the budget cannot be kept."""
-    if complaint := explain_bad_overrides("train", arguments):
-        print(f"recemb plan: {complaint}", file=sys.stderr)
-        return USER_ERROR
     sys.argv = ["recemb plan", *arguments, *LEAVE_NO_FILES]
     feasible: list[bool] = []
 

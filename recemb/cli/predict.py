@@ -10,18 +10,13 @@ from tqdm import tqdm
 
 from recemb.checkpoint.export import load
 from recemb.checkpoint.scoring import ScoredFile
-from recemb.cli.failure import USER_ERROR, user_errors
-from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.failure import user_errors
+from recemb.cli.overrides import LEAVE_NO_FILES, predict_words
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
-    # To Hydra, model=.. would choose from the configuration group of that name.
-    arguments = [f"file={a[6:]}" if a.startswith("model=") else a for a in arguments]
-    if complaint := explain_bad_overrides("predict", arguments):
-        print(f"recemb predict: {complaint}", file=sys.stderr)
-        return USER_ERROR
-    sys.argv = ["recemb predict", *arguments, *LEAVE_NO_FILES]
+    sys.argv = ["recemb predict", *predict_words(arguments), *LEAVE_NO_FILES]
     hydra.main(config_path="pkg://recemb.conf", config_name="predict", version_base="1.3")(main)()
     return 0
 

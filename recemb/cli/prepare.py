@@ -11,8 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from recemb.cli.failure import USER_ERROR, user_errors
-from recemb.cli.overrides import explain_bad_overrides
+from recemb.cli.failure import user_errors
 from recemb.data.dataset import Dataset
 from recemb.data.manifest import MANIFEST_NAME
 from recemb.data.prepared import Prepared
@@ -20,9 +19,6 @@ from recemb.data.prepared import Prepared
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
-    if complaint := explain_bad_overrides("prepare", arguments):
-        print(f"recemb prepare: {complaint}", file=sys.stderr)
-        return USER_ERROR
     sys.argv = ["recemb prepare", *arguments]
     hydra.main(config_path="pkg://recemb.conf", config_name="prepare", version_base="1.3")(main)()
     return 0

@@ -22,25 +22,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from recemb.cli.cell import Cell, ComposedCell, cells_of, compose_cell, quoted
-from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
-from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.failure import user_errors
+from recemb.cli.overrides import LEAVE_NO_FILES, sweep_words
 from recemb.cli.plan import plan_of
+from recemb.cli.status import INTERRUPTED
 from recemb.report.rows import finished_row, write_rows
 from recemb.train.summary import read_summary
 
 ROWS, OUTPUT, _LOCK, _FACTS = "rows.csv", "output.txt", ".lock", "cell.json"
 _SAVING_SECONDS = 60
-_OWN, _OWN_PREFIXES = ("sweep", "out", "traceback"), ("sweep.", "paths.", "hydra")
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status: 1 if a cell failed."""
-    own = [word for word in arguments if _is_own(word)]
-    common = [word for word in arguments if not _is_own(word)]
-    complaint = explain_bad_overrides("train", common) or explain_bad_overrides("sweep", own)
-    if complaint:
-        print(f"recemb sweep: {complaint}", file=sys.stderr)
-        return USER_ERROR
+    own, common = sweep_words(arguments)
     sys.argv = ["recemb sweep", *own, *LEAVE_NO_FILES]
     given: list[Mapping[str, Any]] = []
 
@@ -171,12 +166,6 @@ class Sweep:
 
     def _write(self) -> None:
         write_rows(self.out / ROWS, [row for row in self.rows if row is not None])
-
-
-def _is_own(word: str) -> bool:
-    """Return whether a word is the sweep's, and not an override of `recemb train` for all cells."""
-    key = word.partition("=")[0].lstrip("+~")
-    return "=" not in word or key in _OWN or key.startswith(_OWN_PREFIXES)
 
 
 def _paths(config: Mapping[str, Any]) -> list[str]:

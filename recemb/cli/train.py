@@ -13,9 +13,10 @@ from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from recemb.cli.failure import INTERRUPTED, USER_ERROR, user_errors
-from recemb.cli.overrides import LEAVE_NO_FILES, explain_bad_overrides
+from recemb.cli.failure import user_errors
+from recemb.cli.overrides import LEAVE_NO_FILES
 from recemb.cli.prepare import prepare_from
+from recemb.cli.status import INTERRUPTED
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, Method
@@ -30,9 +31,6 @@ from recemb.train.summary import describe, read_summary, write_summary
 
 def run(arguments: list[str]) -> int:
     """Run the verb; return the exit status."""
-    if complaint := explain_bad_overrides("train", arguments):
-        print(f"recemb train: {complaint}", file=sys.stderr)
-        return USER_ERROR
     # Of several processes the first one writes.
     quiet = LEAVE_NO_FILES if launch_of(os.environ).rank else ()
     sys.argv = ["recemb train", *arguments, *quiet]

@@ -65,3 +65,32 @@ def test_dispatch_and_doctor_import_nothing_heavy() -> None:
 @pytest.mark.parametrize("verb", command.VERBS)
 def test_module_of_every_verb_exists(verb: str) -> None:
     assert importlib.util.find_spec(command.VERBS[verb][0]) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["train", "modle=dnn"], "recemb train: modle: there is no such key\ndid you mean model?"),
+        (["plan", "budgt=0.1"], "recemb plan: budgt: there is no such key\ndid you mean budget?"),
+        (["prepare", "data=critoe"], "did you mean data=criteo?"),
+        (["export", "rum=x"], "did you mean run?"),
+        (["predict", "model=a.pt2", "inn=x"], "recemb predict: inn: there is no such key"),
+        (["inspect", "runs/x", "rum=y"], "did you mean run?"),
+        (["sweep", "sweep=compresion"], "did you mean sweep=compression?"),
+        (["sweep", "sweep=compression", "optimizer=admm"], "did you mean optimizer=adam?"),
+        (["sweep", "deepfm"], "'deepfm' is not an override; write key=value"),
+    ],
+)
+def test_a_misspelt_override_is_explained(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(words) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_misspelt_override_is_explained_without_loading_torch() -> None:
+    script = (
+        "import sys; from recemb.cli.main import main; "
+        "assert main(['train', 'modle=dnn']) == 2; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

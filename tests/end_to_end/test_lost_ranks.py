@@ -83,12 +83,12 @@ class Job:
         for process in self.ranks:
             process.start()
 
-    def wait(self) -> list[int | None]:
-        """Return the exit codes; one who hangs when the other has failed is killed."""
+    def wait(self, grace: float = 20) -> list[int | None]:
+        """Return the exit codes; one who hangs for `grace` seconds after the other is killed."""
         last = self.ranks[self.survivor]
         last.join(timeout=SECONDS)
         other = self.ranks[1 - self.survivor]
-        other.join(timeout=20 if last.exitcode else SECONDS)
+        other.join(timeout=grace if last.exitcode else SECONDS)
         codes = [process.exitcode for process in self.ranks]
         for process in self.ranks:
             process.kill()
@@ -173,7 +173,7 @@ def finish(folder: Path, cache: Path, *more: str) -> dict[str, Any]:
 
 def test_a_rank_that_hangs_is_named(tmp_path: Path, cache: Path) -> None:
     job = Job(tmp_path / "run", cache, SOON, fault=hang)
-    assert job.wait()[0] == 2, job.said(0)
+    assert job.wait(grace=0)[0] == 2, job.said(0)
     assert re.search(
         r"recemb train: rank 1 \(process \d+ on .*\) lives, but did not answer within 20 seconds "
         r"\(timeout_seconds\)\. Last heard of: ranks? .*after update 2",
