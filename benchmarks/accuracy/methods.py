@@ -59,6 +59,15 @@ CLAIMS: tuple[tuple[str, Cell, Cell, float], ...] = (
     ("LSQ+, 4 bits, over 4 bits after training", ("lsq", "0.25"), (FULL, "post=int4"), 0),
     ("DQRM, 4 bits, over 4 bits after training", ("dqrm", "0.25"), (FULL, "post=int4"), 0),
     *(
+        (
+            f"{name}, 4 bits, over 2 bits after training, of as many bytes",
+            cell,
+            (FULL, "post=int2"),
+            0,
+        )
+        for name, cell in (("LSQ+", ("lsq", "0.25")), ("DQRM", ("dqrm", "0.25")))
+    ),
+    *(
         (f"{method} over hash at 0.25", (method, "0.25"), (HASH, "0.25"), 0)
         for method in ("pep", "deep_light", "deep_light_short", "auto_srh")
     ),
@@ -341,7 +350,7 @@ def _equal_bytes(cells: dict[Cell, list[Row]], budget: str) -> str:
     if not fitting:
         return ""
     other = max(fitting, key=lambda cell: fitting[cell])
-    claim = f"MGQE over DPQ at equal bytes, {most:.4f} and {fitting[other]:.4f} of the full ones"
+    claim = f"MGQE over DPQ of no more bytes, {most:.4f} and {fitting[other]:.4f} of the full ones"
     return _verdict(cells, claim, ("mgqe", budget), other, 0)
 
 
