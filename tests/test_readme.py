@@ -52,3 +52,20 @@ def test_every_choice_in_the_table_exists() -> None:
     for group, cell in rows:
         named = {w for quoted in re.findall(r"`([^`]+)`", cell) for w in quoted.split()}
         assert named == {path.stem for path in (conf / group).glob("*.yaml")}
+
+
+def test_every_result_is_one_of_the_results() -> None:
+    def rows_of(page: Path) -> list[list[str]]:
+        return [
+            [c.strip() for c in line.split("|")[1:-1]] for line in page.read_text().splitlines()
+        ]
+
+    section = README.read_text().split("## What it buys")[1].split("## ")[0]
+    told = [line.split("|") for line in section.splitlines() if "(3)" in line and "|" in line]
+    results = rows_of(README.parent / "benchmarks/results/methods_frappe.md")
+    header = next(row for row in results if row[:1] == ["method"])
+    columns = [header.index(c) for c in ("method", "0.5", "0.25", "0.1", "0.05")]
+    columns.append(header.index("train bytes / full's"))
+    found = [[row[c] for c in columns] for row in results if len(row) == len(header)]
+    assert len(told) > 1
+    assert all([cell.strip() for cell in row[1:-1]] in found for row in told)
