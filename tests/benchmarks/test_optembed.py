@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from recemb.tables import TableSpec, full_tables
+
 FOLDERS = ("accuracy",)
 
 
@@ -53,3 +55,26 @@ def test_a_claim_that_is_missed_is_said_to_be(load):
 
 def test_claims_wait_for_all_variants(load):
     assert load("optembed").claims("synthetic", dict([row("base", 1)])) == []
+
+
+def test_rows_of_zeros_are_the_pruned_ones(load):
+    class Counted:
+        def id_counts(self, feature: str) -> torch.Tensor:
+            return torch.tensor([0, 0, 3, 3, 99, 99])
+
+    size = {"num_embeddings": 6, "feature_names": ("f",)}
+    tables = full_tables(
+        [
+            TableSpec(name="f", embedding_dim=4, **size),
+            TableSpec(name="f.first_order", embedding_dim=1, **size),
+        ]
+    )
+    with torch.no_grad():
+        tables.table("f")[[0, 1, 2]] = 0
+        tables.table("f.first_order")[:] = 0
+    assert load("optembed").pruned_shares(tables, Counted()) == {
+        "rows_kept": 0.5,
+        "unseen_pruned": 1.0,
+        "rare_pruned": 0.5,
+        "frequent_pruned": 0.0,
+    }
