@@ -72,6 +72,7 @@ class RollCall:
         self._beat_seconds = beat_seconds
         self._is_over = threading.Event()
         self._has_failed = False
+        self._is_answered = True
         self._missing: frozenset[int] = frozenset()
         self._beats = threading.Thread(target=self._beat, name="roll call", daemon=True)
 
@@ -102,7 +103,8 @@ class RollCall:
         To be called when the process group is gone: the others notice, and ask. For torchrun the
         store is its own, but where there is none it ends with the first rank.
         """
-        if not self._has_failed:
+        # Where a question has no answer yet, its thread holds the connection to the store.
+        if not self._has_failed or not self._is_answered:
             return
         with contextlib.suppress(dist.DistError):
             self._store.set(_key("left", self._rank), "1")
@@ -158,6 +160,7 @@ class RollCall:
         asking = threading.Thread(target=ask, name="roll call", daemon=True)
         asking.start()
         asking.join(timeout=2 * _BEATS_TO_LISTEN * self._beat_seconds)
+        self._is_answered = bool(answers)
         return answers[0] if answers else None
 
     def _beat(self) -> None:

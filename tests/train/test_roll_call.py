@@ -116,15 +116,29 @@ def test_a_rank_that_ends_well_waits_for_nobody() -> None:
 
 
 class StandingStore(dist.HashStore):
-    """A store that stands still, as one does with the process that keeps it."""
+    """A store that stands still, as one does with the process that keeps it.
+
+    As with TCPStore, who waits for an answer keeps other threads from sending.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = threading.Lock()
+
+    def set(self, key: str, value: str) -> None:
+        with self.connection:
+            super().set(key, value)
 
     def check(self, keys: list[str]) -> bool:
-        time.sleep(100 * BEAT_SECONDS)
+        with self.connection:
+            time.sleep(100 * BEAT_SECONDS)
         return False
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for() -> None:
+    started = time.monotonic()
     error = ends(roll_call(StandingStore(), 1), TIMEOUT)
+    assert time.monotonic() - started < 50 * BEAT_SECONDS
     assert (
         "the store through which the ranks speak of each other is gone or does not answer"
         in str(error)
