@@ -16,8 +16,7 @@ def _seeded() -> None:
     if torch.cuda.is_available():
         torch.manual_seed(0)
     else:
-        # Without a device torch.manual_seed keeps three printed stacks for a device that may come,
-        # which would be half of the time of the small tests.
+        # Without a device torch.manual_seed prints and keeps three stacks for one that may come.
         torch.default_generator.manual_seed(0)
 
 

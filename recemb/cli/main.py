@@ -44,19 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(unknown_verb(verb), file=sys.stderr)
         return USER_ERROR
     # Before the module is: importing torch and TorchRec takes seconds, finding a misspelt key none.
-    if verb != "doctor" and (complaint := explain(verb, rest)):
-        print(f"recemb {verb}: {complaint}", file=sys.stderr)
-        return USER_ERROR
+    if verb != "doctor":
+        from recemb.cli.overrides import explain_line
+
+        if complaint := explain_line(verb, rest):
+            print(f"recemb {verb}: {complaint}", file=sys.stderr)
+            return USER_ERROR
     module = importlib.import_module(VERBS[verb][0])
     status: int = module.run(rest)
     return status
-
-
-def explain(verb: str, words: Sequence[str]) -> str | None:
-    """Return what is wrong with the overrides of a verb; None if they compose."""
-    overrides = importlib.import_module("recemb.cli.overrides")
-    complaint: str | None = overrides.explain_line(verb, words)
-    return complaint
 
 
 def usage() -> str:

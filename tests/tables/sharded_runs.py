@@ -48,6 +48,18 @@ SEQUENCES = (
     ),
     TableSpec(name="g", num_embeddings=9, embedding_dim=4, feature_names=("f2",), pooling="none"),
 )
+# Those of `model=dare`: both roles' tables read the same ids, of targets and histories.
+DARE = tuple(
+    TableSpec(
+        name=f"{part}.{role}",
+        num_embeddings=num_rows,
+        embedding_dim=width,
+        feature_names=(part, f"{part}_history"),
+        pooling="none",
+    )
+    for role, width in (("attention", 4), ("representation", 8))
+    for part, num_rows in (("item", 40), ("category", 9), ("position", 4))
+)
 
 
 class Compacted(Full):
@@ -80,6 +92,7 @@ METHODS: Mapping[str, tuple[Method, Budget | None]] = {
     "compo_emb": (CompoEmb(), Budget(ratio=0.5)),
     "mde": (MDE(), Budget(ratio=0.5)),
     "optembed": (Compacted(), None),
+    "dare": (Full(), None),
     "tt_rec": (TTRec(), Budget(ratio=0.5)),
     "robe": (ROBE(), Budget(ratio=0.5)),
     "dhe": (DHE(num_hashes=16), Budget(ratio=0.5)),
@@ -124,17 +137,22 @@ class Case:
         return "-".join(["case", *kind, *changed])
 
 
-MATRIX_METHODS = ("full", "unified", "compo_emb", "mde", "optembed")
+MATRIX_METHODS = ("full", "unified", "compo_emb", "mde", "optembed", "dare")
 _KINDS = ("data_parallel", "row_wise", "table_wise", "column_wise", "mixed")
 _OPTIMIZERS: tuple[Kind, ...] = ("adagrad", "adam", "sgd")
+
+
+def matrix_case(method: str, **named: Any) -> Case:
+    """Return a run of one of MATRIX_METHODS."""
+    return Case(method=method, specs=DARE if method == "dare" else POOLED, **named)
 
 
 def matrix_cases(method: str) -> list[Case]:
     """Return a run of 50 updates for each kind of sharding, by optimizers in turn."""
     first = MATRIX_METHODS.index(method)
     return [
-        Case(
-            method=method,
+        matrix_case(
+            method,
             sharding=sharding,
             optimizer=_OPTIMIZERS[(first + place) % len(_OPTIMIZERS)],
             num_steps=50,
@@ -199,23 +217,23 @@ def batch(case: Case, step: int, first: int, last: int) -> KeyedJaggedTensor:
     )
 
 
-def loss_of(tables: Tables, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-    """Return a loss, summed over examples, and the vectors that it is of."""
+def scores_of(tables: Tables, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+    """Return a score (B,) of each example, and the pooled vectors (B, W) that it is of."""
     pooled = tables(features)
     assert pooled.keys() == list(tables.keys)
     vectors = pooled.values()
-    readers = torch.linspace(1, 2, vectors.shape[1])
-    loss = (torch.exp(0.1 * vectors) @ readers).sum()
+    scores = torch.exp(0.1 * vectors) @ torch.linspace(1, 2, vectors.shape[1])
     for unpooled in tables.sequences(features).values():
-        loss = loss + torch.exp(0.1 * unpooled.values()).sum()
-    return loss, vectors
+        examples = torch.repeat_interleave(unpooled.lengths())
+        scores = scores.index_add(0, examples, torch.exp(0.1 * unpooled.values()).sum(dim=1))
+    return scores, vectors
 
 
 def train(
     tables: Tables, case: Case, *, rank: int = 0, world_size: int = 1, first_step: int = 0
 ) -> Tensor:
-    """Return the last vectors of this rank's share of the batches, after all updates."""
-    vectors = torch.empty(0)
+    """Return the last scores and vectors (B, 1 + W) of this rank's share of the batches."""
+    found = torch.empty(0)
     dense = torch.optim.SGD(tables.dense_parameters() or [nn.Parameter(torch.zeros(1))], lr=0.01)
     for step in range(first_step, case.num_steps):
         for part in range(case.micro_batches):
@@ -223,7 +241,9 @@ def train(
             first = case.batch_size * rank // world_size
             last = case.batch_size * (rank + 1) // world_size
             features = batch(case, step * case.micro_batches + part, first, last)
-            loss, vectors = loss_of(tables, features)
+            scores, vectors = scores_of(tables, features)
+            found = torch.cat([scores[:, None], vectors], dim=1)
+            loss = scores.sum()
             if part == case.micro_batches - 1:
                 loss = loss + tables.penalty() / world_size
             loss.backward()
@@ -231,11 +251,11 @@ def train(
             Ranks.current().sum_gradients(tables.dense_parameters())
         dense.step()
         dense.zero_grad()
-    return vectors.detach()
+    return found.detach()
 
 
 def _alone(case: Case) -> tuple[Tensor, dict[str, Any]]:
-    """Return the last vectors, and the state, of one process."""
+    """Return the last scores and vectors, and the state, of one process."""
     tables = build(case, "cpu")
     return train(tables, case), dict(tables.state_dict())
 
