@@ -18,6 +18,7 @@ from recemb.tables.layout import Slot, Unit
 from recemb.tables.lookup_plan import LookupPlan, Output, RowProgram
 from recemb.tables.program import Buffers
 from recemb.tables.row_codes import unpack
+from recemb.tables.rows_split import split_rows
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Composer:
             for g, block in enumerate(blocks):
                 width = self._widths[u][g]
                 if not unit.is_pooled:
-                    found = torch.split(block, list(read.lookups[u].sizes or ()))
+                    found = split_rows(block, read.lookups[u].sizes or ())
                 else:
                     flat = block.view(-1, read.lookups[u].num_slots * width)
                     sizes = [num * width for num in self._sizes[u, g]]

@@ -18,6 +18,7 @@ from recemb.tables.tables import Tables
 from recemb.train.context import FittedModel, TrainingContext
 from recemb.train.evaluation import score_split
 from recemb.train.fit_plan import DenseOptimizer
+from recemb.train.freed_memory import keep_freed_memory
 from recemb.train.log import RunLog
 from recemb.train.progress import Progress
 from recemb.train.ranks import Ranks
@@ -112,6 +113,8 @@ def run_experiment(
     settings = experiment.settings
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
+    if settings.keep_freed_memory and settings.resolve_device().type == "cpu":
+        keep_freed_memory()
     torch.use_deterministic_algorithms(settings.deterministic)
     if Ranks.current().world_size > 1:
         check_shared(experiment.method, experiment.sharding)

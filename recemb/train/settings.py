@@ -39,6 +39,8 @@ class TrainerSettings:
         log_every_steps: updates between rows of the training loss.
         device: "auto" is CUDA where there is one, otherwise the CPU.
         num_threads: CPU threads of torch; None leaves torch's choice.
+        keep_freed_memory: whether a process that trains on the CPU keeps the memory that a step
+            frees for the next one, see `recemb.train.freed_memory`.
 
     Raises:
         ValueError: on a number or word outside its range.
@@ -66,6 +68,7 @@ class TrainerSettings:
     log_every_steps: int = 50
     device: str = "auto"
     num_threads: int | None = None
+    keep_freed_memory: bool = True
 
     def __post_init__(self) -> None:
         for name in (

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from recemb.models.sequence.attention import dot_scores, masked_softmax
+from recemb.models.sequence.attention import dot_scores, masked_softmax, products
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
 from recemb.models.sequence.search import full_precision
@@ -79,7 +79,7 @@ class ETA(SequenceModel):
             behaviours = signs(inputs.history(keys), self.planes)
             target = signs(inputs.target(keys), self.planes)
             # A product of signs is the number of bits less twice the distance.
-            nearness = torch.bmm(behaviours, target.unsqueeze(2)).squeeze(2)
+            nearness = products(behaviours, target)
         found = best(nearness, is_valid, self.top_k)
         return Weights(
             retrieved=masked_softmax(scores, found), full=masked_softmax(scores, is_valid)

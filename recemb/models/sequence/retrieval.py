@@ -23,6 +23,7 @@ from recemb.kernels.search_attention import SearchPart, search_attention
 from recemb.models.sequence.attention import (
     dot_scores,
     masked_softmax,
+    products,
     score_groups,
     weighted_sums,
 )
@@ -152,7 +153,7 @@ def search(
         its = slice(first, first + step)
         for p in parts:
             vectors = vectors_of(tables, p.attention.history, ids[p.history][its])
-            scores[its] += torch.bmm(vectors, targets[p.target][its].unsqueeze(2)).squeeze(2)
+            scores[its] += products(vectors, targets[p.target][its])
     is_valid = torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
     places, is_found = top_places(scores, is_valid, k)
     return places, masked_softmax(scores.gather(1, places), is_found)

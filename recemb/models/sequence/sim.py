@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from recemb.models.sequence.attention import masked_softmax
+from recemb.models.sequence.attention import masked_softmax, products
 from recemb.models.sequence.head import draw_all
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing, part_named
@@ -98,7 +98,7 @@ class SIM(SequenceModel):
         history, target, is_valid = inputs.history(keys), inputs.target(keys), inputs.is_valid
         if self.bilinear is not None:
             with full_precision(history):
-                relevance = torch.bmm(history, self.bilinear(target).unsqueeze(2)).squeeze(2)
+                relevance = products(history, self.bilinear(target))
             relevance = relevance / math.sqrt(history.shape[2])
             found = best(relevance, is_valid, self.top_k)
             full = masked_softmax(relevance, is_valid)

@@ -1,0 +1,34 @@
+"""What becomes of memory that a step frees: kept for the next step, or given back.
+
+glibc's malloc maps every block of 32 MB or more from the operating system, at first every one of
+128 KB, and unmaps it when it is freed. A training step allocates the same large blocks again and
+again, so each of their pages is cleared by the kernel anew in every step.
+"""
+
+import ctypes
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3  # from <malloc.h>, as is the other
+KEPT_BYTES = 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep up to 1 GiB of freed memory, and map blocks from 1 GiB on alone.
+
+    It holds for the whole process, from now on. The process then holds the most that it had in use,
+    and what lies between blocks that are still in use. benchmarks/training/sequence_step.py
+    measures both.
+
+    Returns:
+        Whether the C library takes the setting; of those that are common, glibc alone does.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (
+        AttributeError,
+        OSError,
+        TypeError,
+    ):  # musl and macOS have none, Windows no such library
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    return all(mallopt(p, KEPT_BYTES) == 1 for p in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD))
