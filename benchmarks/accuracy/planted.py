@@ -1,6 +1,6 @@
 """Does attention find where the target came from? DARE beside TWIN on data that know it.
 
-    python benchmarks/accuracy/planted.py [--seeds 1,2,3]
+    python benchmarks/accuracy/planted.py [--seeds 1,2,3,4,5]
 
 `data=synthetic_sequences` copies categories from earlier behaviours, so the true relevance of each
 behaviour is known. Every cell is a `recemb train` of its own with the settings of
@@ -40,7 +40,7 @@ from recemb.tables.full import full_tables
 from recemb.tables.optimizer import TableOptimizer
 
 SHARED = (
-    *("experiment=ml100k_dare", "data=synthetic_sequences", "data.num_users=2000"),
+    *("experiment=ml100k_dare", "data=synthetic_sequences"),
     *("trainer.max_epochs=3", "trainer.patience=3"),
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -160,7 +160,7 @@ def lines_of(rows: dict[Cell, Row]) -> list[str]:
         "# Attention against the planted truth",
         "",
         "Made by `python benchmarks/accuracy/planted.py`; a row per run, with its commit and "
-        "machine, is in `planted.csv`. 2,000 users, 2,400 items in 60 categories, histories of "
+        "machine, is in `planted.csv`. 3,000 users, 2,400 items in 60 categories, histories of "
         "100; the category of a behaviour is copied from an earlier one with probability 0.7, "
         "some 15 behaviours ago, and drifts to one of two related ones in 3 of 10 copies. "
         "Settings of `experiment=ml100k_dare`: width 8 for item, category and position, the 10 "
@@ -272,7 +272,7 @@ def _claims(rows: dict[Cell, Row], its: Callable[[str, str], list[float]]) -> li
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the cells that are missing and write the page."""
-    parser = arguments(__doc__, seeds="1,2,3", work="planted")
+    parser = arguments(__doc__, seeds="1,2,3,4,5", work="planted")
     parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by ;")
     options = parser.parse_args(given)
     torch.set_num_threads(options.threads)
