@@ -1,11 +1,14 @@
 """Every method at every budget: accuracy, bytes, training speed and lookup latency.
 
     python benchmarks/accuracy/methods.py --data FOLDER [--study frappe,synthetic] [--seeds 1,2,3]
+        [--methods NAME,...]
 
 FOLDER holds `frappe/` as the publisher ships it; the synthetic data are generated. The cells are
 those of `recemb sweep sweep=compression` and `sweep=compression_synthetic`, where the protocol
 stands; one sweep for each seed, --workers of them at a time, each on one thread. What is finished
-in --work is not run again, so that the same command goes on where it was stopped.
+in --work is not run again, so that the same command goes on where it was stopped. Rows that the
+results have already stay, but for those that are run now: seeds and methods can be added one by
+one, and a row's commit says what it was made with. `--fresh` begins anew.
 
 Latency and speed are measured after all training, on one thread, nothing else running, with the
 first seed's runs. Latency: a lookup of 4096 test examples by the exported tables, beside that of
@@ -92,6 +95,10 @@ def sweep(study: str, seed: int, options: argparse.Namespace) -> Path:
         *(f"paths.data={options.data}", f"paths.cache={options.work}/cache-{study}"),
         "trainer.num_threads=1",
     ]
+    if options.methods:
+        names = options.methods.split(",")
+        entries = [f"{{embedding: {FULL}, budgets: [null]}}" if n == FULL else n for n in names]
+        words.append(f"sweep.methods=[{', '.join(entries)}]")
     with (out / "output.txt").open("a") as output:
         subprocess.run(
             [sys.executable, "-m", "recemb", "sweep", *words],
@@ -105,7 +112,18 @@ def sweep(study: str, seed: int, options: argparse.Namespace) -> Path:
 
 def read_rows(out: Path) -> list[Row]:
     """Return the rows of a sweep, none if it has written none."""
-    path = out / "rows.csv"
+    return _read(out / "rows.csv")
+
+
+def with_earlier(study: str, rows: list[Row]) -> list[Row]:
+    """Return the rows, and those of the results whose cell and seed are not among them."""
+    found = {(row["method"], row["budget"], row["seed"]): row for row in rows}
+    for row in _read(RESULTS / f"methods_{study}.csv"):
+        found.setdefault((row["method"], row["budget"], row["seed"]), row)
+    return list(found.values())
+
+
+def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -228,7 +246,8 @@ def write(study: str, rows: list[Row]) -> None:
         f"# All methods on {TITLES[study]}",
         "",
         f"Written by `python benchmarks/accuracy/methods.py --study {study}`, whose docstring has "
-        f"the protocol; do not edit. A row per run is in `methods_{study}.csv`. Test AUC, mean ± "
+        f"the protocol; do not edit. A row per run is in `methods_{study}.csv`, with its commit "
+        "and machine: seeds and methods were added over time. Test AUC, mean ± "
         "standard deviation (number of seeds), at the same bytes to serve in a column. In brackets "
         "the realised ratio where it is below nine tenths of the budget. *floor* is the least "
         "ratio that a method reaches; *failed* a run that ended with an error. Training times are "
@@ -376,7 +395,7 @@ def run(study: str, options: argparse.Namespace) -> None:
                 rate, ratio = speed[key]
                 row["quiet_samples_per_second"] = f"{rate:.0f}"
                 row["speed_over_full"] = f"{ratio:.3f}"
-    write(study, rows)
+    write(study, rows if options.fresh else with_earlier(study, rows))
     print((RESULTS / f"methods_{study}.md").read_text())
 
 
@@ -388,6 +407,8 @@ def main() -> None:
     parser.add_argument("--study", default="frappe,synthetic")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--methods", default="", help="those of the sweep's alone")
+    parser.add_argument("--fresh", action="store_true", help="drop the rows of earlier runs")
     parser.add_argument("--report-only", action="store_true", help="report what is finished")
     parser.add_argument("--no-latency", action="store_true", help="leave latency and speed out")
     options = parser.parse_args()
