@@ -10,6 +10,7 @@ benchmarks/results/sequence_step.{csv,md}.
 
 import argparse
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -106,6 +107,12 @@ class Worker:
         seconds: float = self._pipe.recv()
         return seconds
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process has held."""
+        self._pipe.send(None)
+        found: int = self._pipe.recv()
+        return found
+
 
 def _work(
     pipe: Connection, memory: str, items: int, sizes: Sequence[int], length: int, threads: int
@@ -120,9 +127,13 @@ def _work(
     }
     while True:
         try:
-            name, size, turn = pipe.recv()
+            asked = pipe.recv()
         except EOFError:
             return
+        if asked is None:
+            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            continue
+        name, size, turn = asked
         start = time.perf_counter()
         steps[name](batches[size][turn % NUM_BATCHES])
         pipe.send(time.perf_counter() - start)
@@ -214,7 +225,9 @@ def main() -> None:
         f"`{FREED}` is malloc as it comes, which maps large blocks anew in every step; `{KEPT}` is "
         "recemb's `trainer.keep_freed_memory`, its default on a CPU. The claim is of recemb as it "
         "comes against plain torch as it comes; the other ratio gives the published way recemb's "
-        "setting, too.",
+        "setting, too. Each process holds the tables of all contenders; its peak was "
+        + " and ".join(f"{w.peak_bytes() / 1e6:,.0f} MB ({m})" for m, w in workers.items())
+        + ".",
     ]
     tables = {"Samples a second": rows, "The claim": verdicts(rows)}
     print(write_tables("sequence_step", "Training step of DARE", notes, tables))
