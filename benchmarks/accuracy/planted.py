@@ -237,8 +237,14 @@ def _claims(rows: dict[Cell, Row], its: Callable[[str, str], list[float]]) -> li
 
     found = []
     for claim, column, better, worse, is_claimed in (
-        ("DARE's attention is nearer the truth than TWIN's", "ndcg_10", "DARE", "TWIN", True),
-        ("nearer than that of TWIN of as many bytes", "ndcg_10", "DARE", "TWIN, width 16", False),
+        *(
+            ("DARE's attention is nearer the truth than TWIN's", f"ndcg_{k}", "DARE", "TWIN", True)
+            for k in RANKS
+        ),
+        *(
+            ("nearer than TWIN's of as many bytes", f"ndcg_{k}", "DARE", "TWIN, width 16", False)
+            for k in RANKS
+        ),
         ("DARE predicts better than TWIN", "test_auc", "DARE", "TWIN", True),
         ("better than TWIN of as many bytes", "test_auc", "DARE", "TWIN, width 16", False),
     ):
