@@ -132,9 +132,6 @@ NOTES = (
     "",
     "Mechanism: a field whose threshold ends at zero or below keeps its unseen rows, however small "
     "decay has made them. Column `thresholds` of the CSV has those of all fields.",
-    "",
-    "Rows of commits before 3899581 have an index of four bytes for each id in their ratio, where "
-    "it now is of bits.",
 )
 
 
