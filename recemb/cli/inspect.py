@@ -16,6 +16,7 @@ from recemb.cli.failure import user_errors
 from recemb.cli.finished import FinishedRun, finished_run
 from recemb.cli.overrides import LEAVE_NO_FILES, inspect_words
 from recemb.data.batch import Batch
+from recemb.models.sequence.history_model import HistoryModel
 from recemb.models.sequence.part import Part
 from recemb.models.sequence.sequence_model import SequenceModel
 from recemb.report.health import VectorHealth
@@ -29,6 +30,8 @@ from recemb.report.sequence_health import (
 )
 
 _BATCH_SIZE = 4096
+_MOST_PLACES = 2**20
+"""Places of the histories of a batch: 64 MB for each part of 16 values."""
 _CATEGORY = "category"
 
 
@@ -64,11 +67,17 @@ def inspect_run(config: DictConfig) -> tuple[Page, Path]:
     page.text(f"# {config.run}")
     by_feature = {f: prepared.id_counts(f) for f in prepared.schema.feature_names}
     found = show_tables(page, tables, by_feature, max_ids=config.max_ids)
-    if isinstance(model, SequenceModel):
-        _show_sequences(page, ended, model, config)
     out = Path(config.run) / "inspect" if config.out is None else Path(config.out)
     page.write(out, "inspect.md")
     _write_csv(out / "vectors.csv", found)
+    if isinstance(model, SequenceModel):
+        _show_sequences(page, ended, model, config)
+    elif isinstance(model, HistoryModel):
+        page.text(
+            f"Attention and gradients of the two roles are not shown of {type(model).__name__}, "
+            "which reads the most recent behaviours and searches for none."
+        )
+    page.write(out, "inspect.md")
     return page, out
 
 
@@ -77,10 +86,14 @@ def _show_sequences(
 ) -> None:
     """Add the analyses of a model of behaviour sequences."""
     tables, prepared = ended.tables, ended.prepared
-    batches = prepared.batches("train", batch_size=config.batch_size, shuffle=True)
-    some = list(itertools.islice(batches, config.num_batches))
+    size = min(config.batch_size, _batch_size(ended))
+
+    def some() -> Iterator[Batch]:
+        batches = prepared.batches("train", batch_size=size, shuffle=True)
+        return itertools.islice(batches, config.num_batches)
+
     columns = [part.target for part in model.parts]
-    show_roles(page, [role_report(model, tables, some, column=column) for column in columns])
+    show_roles(page, [role_report(model, tables, some(), column=column) for column in columns])
     categories = [part for part in model.parts if part.target == _CATEGORY]
     if categories and "test" in prepared.splits:
         _show_attention(page, ended, model, categories[0], config)
@@ -113,7 +126,13 @@ def _show_attention(
 
 
 def _batches(ended: FinishedRun, split: str) -> Iterator[Batch]:
-    return ended.prepared.batches(split, batch_size=_BATCH_SIZE)
+    return ended.prepared.batches(split, batch_size=_batch_size(ended))
+
+
+def _batch_size(ended: FinishedRun) -> int:
+    """Return how many examples are looked at together: their histories are whole in memory."""
+    longest = int(ended.prepared.manifest["protocol"]["max_history"])
+    return max(1, min(_BATCH_SIZE, _MOST_PLACES // longest))
 
 
 def _write_csv(path: Path, found: Sequence[VectorHealth]) -> None:

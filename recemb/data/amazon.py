@@ -17,7 +17,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -60,8 +60,8 @@ class Amazon(BehaviourSet):
         reviews, metadata = find_files(raw)
 
         def deal(parts: UserParts) -> dict[str, int]:
-            categories = Categories.of(metadata)
             skipped = Counter[str]()
+            categories = Categories.of(metadata, self.on_bad_line, skipped)
             with tqdm(
                 total=reviews.stat().st_size, desc=f"{self.name}: sorting users", unit="B"
             ) as bar:
@@ -130,19 +130,29 @@ class Categories:
         self._categories = categories[first]
 
     @classmethod
-    def of(cls, path: Path) -> "Categories":
-        """Return what a file of metadata says.
+    def of(cls, path: Path, on_bad_line: OnBadLine, skipped: Counter[str]) -> "Categories":
+        """Return what a file of metadata says; count what is left out.
 
         Raises:
-            ValueError: if a line is neither JSON nor a Python literal.
+            ValueError: at the first bad line, unless such lines are to be skipped.
         """
         items, categories = [], []
         with _opened(path) as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    entry = _entry(path, number, line.decode())
-                    items.append(entry.get("parent_asin") or entry.get("asin"))
-                    categories.append(_leaf(entry))
+                if not line.strip():
+                    continue
+                try:
+                    entry = _entry(line)
+                    item, category = entry.get("parent_asin") or entry.get("asin"), _leaf(entry)
+                    _check_type("asin", item, str)
+                    _check_type("category", category, str)
+                except ValueError as error:
+                    if on_bad_line == "raise":
+                        raise bad_line(path, number, str(error)) from error
+                    skipped[f"metadata: {error}"] += 1
+                    continue
+                items.append(item)
+                categories.append(category)
         return cls(
             *(keyed(pa.array(values, pa.string())).of_rows() for values in (items, categories))
         )
@@ -179,16 +189,15 @@ def _parsed(path: Path, block: _Block, on_bad_line: OnBadLine, skipped: Counter[
     Raises:
         ValueError: at the first bad line, unless such lines are to be skipped.
     """
-    counted = Counter[str]()
-    lines, numbers = _objects(path, block, on_bad_line, counted, is_object=_looks_like_one)
+    lines = [line for line in block.lines.split(b"\n") if line.strip()]
     try:
-        table = _read(lines)
+        table, numbers = _read(lines), _numbers_of(block)
+        is_whole = table.num_rows == len(numbers)
     except pa.ArrowInvalid:
-        # Some line is broken inside: each is parsed by itself.
-        counted.clear()
-        lines, numbers = _objects(path, block, on_bad_line, counted, is_object=_is_one)
-        table = _read(lines)
-    skipped += counted
+        is_whole = False
+    if not is_whole:
+        # Some line is no object, or is broken inside: each is parsed by itself.
+        table, numbers = _one_by_one(path, block, on_bad_line, skipped)
     columns = {
         "user": pc.coalesce(table.column("reviewerID"), table.column("user_id")),
         "item": pc.coalesce(table.column("parent_asin"), table.column("asin")),
@@ -211,51 +220,72 @@ def _read(lines: Sequence[bytes]) -> pa.Table:
     return pa.json.read_json(io.BytesIO(b"\n".join(lines)), parse_options=options)
 
 
-def _objects(
-    path: Path,
-    block: _Block,
-    on_bad_line: OnBadLine,
-    skipped: Counter[str],
-    *,
-    is_object: Callable[[bytes], bool],
-) -> tuple[list[bytes], list[int]]:
-    """Return the lines that are JSON objects, and their numbers."""
-    lines, numbers = [], []
+def _numbers_of(block: _Block) -> list[int]:
+    """Return the numbers of the lines that are not blank."""
+    lines = block.lines.split(b"\n")
+    return [number for number, line in enumerate(lines, start=block.first_line) if line.strip()]
+
+
+def _one_by_one(
+    path: Path, block: _Block, on_bad_line: OnBadLine, skipped: Counter[str]
+) -> tuple[pa.Table, list[int]]:
+    """Return the reviews that can be read, and the numbers of their lines; count the others."""
+    rows, numbers = [], []
     for number, line in enumerate(block.lines.split(b"\n"), start=block.first_line):
         if not line.strip():
             continue
-        if is_object(line):
-            lines.append(line)
+        try:
+            rows.append(_review(line))
             numbers.append(number)
-        elif on_bad_line == "raise":
-            raise bad_line(path, number, "the line is no JSON object")
-        else:
-            skipped["the line is no JSON object"] += 1
-    return lines, numbers
+        except ValueError as error:
+            if on_bad_line == "raise":
+                raise bad_line(path, number, str(error)) from error
+            skipped[str(error)] += 1
+    return pa.Table.from_pylist(rows, schema=_REVIEW), numbers
 
 
-def _looks_like_one(line: bytes) -> bool:
-    return line.lstrip().startswith(b"{") and line.rstrip().endswith(b"}")
+def _review(line: bytes) -> dict[str, Any]:
+    """Return what counts of a review.
 
-
-def _is_one(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
-    """Return a product's metadata, JSON or, as in 2014, a Python literal."""
+    Raises:
+        ValueError: if the line is no JSON object, or a value is of another type.
+    """
     try:
         entry = json.loads(line)
+    except ValueError as error:
+        raise ValueError("the line is no JSON object") from error
+    if not isinstance(entry, dict):
+        raise ValueError("the line is no JSON object")
+    for field in _REVIEW:
+        _check_type(field.name, entry.get(field.name), int if field.type == pa.int64() else str)
+    return {field.name: entry.get(field.name) for field in _REVIEW}
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        what = "whole number" if kind is int else "text"
+        raise ValueError(f"{name} is no {what}")
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Return a product's metadata, JSON or, as in 2014, a Python literal.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("the line is no UTF-8") from error
+    try:
+        entry = json.loads(text)
     except json.JSONDecodeError:
         try:
-            entry = ast.literal_eval(line)
+            entry = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise bad_line(path, number, "the line is neither JSON nor a literal") from error
+            raise ValueError("the line is neither JSON nor a literal") from error
     if not isinstance(entry, dict):
-        raise bad_line(path, number, "the line is no object")
+        raise ValueError("the line is no object")
     return cast("dict[str, Any]", entry)
 
 

@@ -66,7 +66,15 @@ class BehaviourLog(Dataset):
         self.files = files
         self.columns = dict(columns)
         self.keys: KeyKind = keys
-        self.only = None if only is None else next(iter(only.items()))
+        self.only = None
+        if only is not None:
+            ((column, value),) = only.items()
+            if isinstance(value, bool) or value is None:
+                raise ValueError(
+                    f"data '{self.name}': only: {column} must be a word or a number as the file "
+                    f"has it, got {value!r}; write it in quotes, {{{column}: 'true'}}"
+                )
+            self.only = (column, str(value))  # it is compared with the text of the file
         self.text = dict(text or {})
         check_keys(f"data '{self.name}': text", self.text, TEXT_KEYS)
 

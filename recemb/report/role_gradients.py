@@ -31,14 +31,18 @@ class RoleGradients:
     """The gradients of the rows of one column that a batch touches.
 
     Attributes:
-        ids: (U,) ascending.
+        ids: (U,) ascending; where histories and targets have tables apart, those of the history's
+            table, then those of the target's.
         attention: (U, D) through the scores, of the mean loss.
         representation: (U, D') through what is summed.
+        is_shared: whether both roles read the same rows; if not, their directions say nothing of
+            each other.
     """
 
     ids: Tensor
     attention: Tensor
     representation: Tensor
+    is_shared: bool = True
 
     @property
     def norms(self) -> tuple[float, float]:
@@ -79,7 +83,7 @@ def role_gradients(
     Raises:
         ValueError: if there is no such column.
     """
-    part_named(model.parts, column, "role_gradients")
+    own = part_named(model.parts, column, "role_gradients")
     with torch.no_grad():
         looked_up = model.inputs(batch, tables)
     inputs = _with_leaves(looked_up, model.parts)
@@ -95,18 +99,26 @@ def role_gradients(
         loss = split.loss_sum(inputs, batch.labels) / len(batch)
         grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     is_valid = inputs.is_valid
-    ids = torch.cat([batch.features[part.history].values(), batch.features[part.target].values()])
-    distinct, places = torch.unique(ids, return_inverse=True)
+    history_ids, target_ids = (batch.features[f].values() for f in (part.history, part.target))
+    num = tables.outputs[own.attention.history][0].num_ids or 0
+    is_apart = _table(tables, own.attention.history) != _table(tables, own.attention.target)
+    rows = torch.cat([history_ids, target_ids + num if is_apart else target_ids])
+    distinct, places = torch.unique(rows, return_inverse=True)
 
     def by_row(history: Tensor, target: Tensor) -> Tensor:
         grad = torch.cat([history[is_valid], target])
         return grad.new_zeros(len(distinct), grad.shape[1]).index_add(0, places, grad)
 
     return RoleGradients(
-        ids=distinct,
+        is_shared=own.attention.history == own.representation.history,
+        ids=torch.where(distinct < num, distinct, distinct - num) if is_apart else distinct,
         attention=by_row(grads[0], grads[1]),
         representation=by_row(grads[2], grads[3]),
     )
+
+
+def _table(tables: Tables, key: str) -> str:
+    return tables.outputs[key][0].name
 
 
 def _apart(part: Part) -> Part:

@@ -37,7 +37,7 @@ class RoleReport:
         attention_norm: mean over batches of the mean L2 norm of rows, through the scores.
         representation_norm: likewise, through what is summed.
         conflicting_batches: share of batches whose rows have a negative mean cosine; None where the
-            roles differ in width.
+            roles have rows of their own.
         conflicting_rows: share of rows with a negative cosine; likewise.
     """
 
@@ -75,7 +75,7 @@ def role_report(
     for batch in batches:
         found = role_gradients(model, batch, tables, column=column)
         norms.append(found.norms)
-        if found.attention.shape == found.representation.shape and len(found.cosines):
+        if found.is_shared and len(found.cosines):
             means.append(float(found.cosines.mean()))
             rows.append(found.cosines)
     model.train(was_training)
@@ -206,11 +206,13 @@ def category_batch(batch: Batch, category: Part) -> CategoryBatch:
 def attention_of(model: SequenceModel, batch: Batch, tables: Tables) -> Tensor:
     """Return what a model in eval mode attends to in whole histories, (B, L).
 
-    Of several weights for a behaviour it is their mean.
+    Of several weights for a behaviour it is their mean. Of a search that does not rank all
+    behaviours it is what it found that counts.
     """
     with torch.no_grad():
-        full = model.weights(model.inputs(batch, tables)).full.float()
-    return full.mean(1) if full.dim() == 3 else full
+        weights = model.weights(model.inputs(batch, tables))
+    its = (weights.full if model.ranks_all else weights.retrieved).float()
+    return its.mean(1) if its.dim() == 3 else its
 
 
 @dataclass(frozen=True, kw_only=True)

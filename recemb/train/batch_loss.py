@@ -33,7 +33,8 @@ class BatchLoss:
         self._model = model
         self._settings = settings
         self._device = device
-        self._compiled = torch.compile(_loss_sum, dynamic=False) if settings.compile else None
+        # The longest history of a batch is its own, and becomes a symbol when it first changes.
+        self._compiled = torch.compile(_loss_sum) if settings.compile else None
         ranks = Ranks.current()
         # As recemb.data.order shares a batch out: shares may differ by one.
         start, stop = (

@@ -23,6 +23,7 @@ RUNS = {
     ],
     "dare": [*SEQUENCES, "model=dare", "model.attention_dim=2"],
     "twin": [*SEQUENCES, "model=twin"],
+    "bst": [*(word for word in SEQUENCES if "init_std" not in word), "model=bst"],
 }
 
 
@@ -100,3 +101,9 @@ def test_what_is_missing_is_said(
 ) -> None:
     assert recemb("inspect", *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_without_a_search_says_what_is_not_shown(runs: Path) -> None:
+    page, _ = inspected(runs / "bst")
+    assert "## Vectors" in page
+    assert "not shown of BST" in page

@@ -117,6 +117,10 @@ def test_all_releases_give_the_same_samples(tmp_path: Path) -> None:
         ("nonsense", "is no JSON object"),
         ('{"asin": B1}', "is no JSON object"),
         ('{"asin": "B1", "unixReviewTime": 3}', "user is missing"),
+        ('{"reviewerID": "u", "asin": "B1", "unixReviewTime": "3"}', "unixReviewTime is no whole"),
+        ('{"reviewerID": "u", "asin": "B1", "unixReviewTime": 3.5}', "unixReviewTime is no whole"),
+        ('{"reviewerID": "u", "asin": 7, "unixReviewTime": 3}', "asin is no text"),
+        ('{"asin": "B1"}{"asin": "B2"}', "is no JSON object"),
     ],
 )
 def test_a_bad_line_is_named_or_left_out(tmp_path: Path, line: str, what: str) -> None:
@@ -125,7 +129,22 @@ def test_a_bad_line_is_named_or_left_out(tmp_path: Path, line: str, what: str) -
     with (raw / "Toys_5.json").open("a") as file:
         file.write(f"{line}\n")
     number = NUM_USERS * LENGTH + 1
-    with pytest.raises(ValueError, match=rf"Toys_5\.json:{number}: the .*{what}"):
+    with pytest.raises(ValueError, match=rf"Toys_5\.json:{number}: .*{what}"):
+        Amazon(**SETTINGS).prepare(raw, tmp_path / "out")
+    prepared = Amazon(**SETTINGS, on_bad_line="skip").prepare(raw, tmp_path / "out2")
+    assert sum(prepared.manifest["bad_lines"].values()) == 1
+    assert prepared.manifest["files"] == clean.manifest["files"]
+
+
+@pytest.mark.parametrize("line", [b'{"asin": 7}', b"nonsense", b"\xff\xfe", b'"text"'])
+def test_a_bad_line_of_metadata_is_named_or_left_out(tmp_path: Path, line: bytes) -> None:
+    raw = of_2018(tmp_path / "raw")
+    clean = Amazon(**SETTINGS).prepare(raw, tmp_path / "clean")
+    (metadata,) = raw.glob("meta_*")
+    number = len(metadata.read_bytes().splitlines()) + 1
+    with metadata.open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(ValueError, match=rf"{metadata.name}:{number}: "):
         Amazon(**SETTINGS).prepare(raw, tmp_path / "out")
     prepared = Amazon(**SETTINGS, on_bad_line="skip").prepare(raw, tmp_path / "out2")
     assert sum(prepared.manifest["bad_lines"].values()) == 1

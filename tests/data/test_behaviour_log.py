@@ -66,6 +66,28 @@ def test_histories_are_the_rows_that_count_in_order_of_time(tmp_path: Path) -> N
         assert ids == keys.encode(expected).tolist()
 
 
+def test_a_number_is_what_the_file_has_for_it(tmp_path: Path) -> None:
+    table = log(text=False)
+    events = pa.array([str(int(event == "view")) for event in table.column("event").to_pylist()])
+    table = table.set_column(table.column_names.index("event"), "event", events)
+    raw = write_text(tmp_path / "raw", table)
+    made = [
+        prepared(tmp_path / str(n), raw, **{**TEXT, "only": {"event": value}})
+        for n, value in enumerate((1, "1"))
+    ]
+    assert made[0].manifest["files"] == made[1].manifest["files"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"only": None}, {"columns": {**NAMES, "item": "kind", "category": "what"}}]
+)
+def test_samples_of_another_description_are_not_taken_for_these(tmp_path: Path, other) -> None:
+    raw = write_text(tmp_path / "raw", log(text=False))
+    prepared(tmp_path / "out", raw, **TEXT)
+    with pytest.raises(ValueError, match="overwrite"):
+        prepared(tmp_path / "out", raw, **{**TEXT, **other})
+
+
 def test_text_and_parquet_give_the_same_samples(tmp_path: Path) -> None:
     table = log(text=True)
     one = prepared(tmp_path / "one", write_text(tmp_path / "raw", table), keys="string", **TEXT)
@@ -84,6 +106,7 @@ def test_text_and_parquet_give_the_same_samples(tmp_path: Path) -> None:
         ({"columns": {**NAMES, "itm": "x"}}, "columns has no 'itm'; did you mean 'item'"),
         ({"keys": "words"}, "keys must be int or string, got 'words'"),
         ({"only": {"a": "1", "b": "2"}}, "only is one column and its value"),
+        ({"only": {"a": True}}, "only: a must be a word or a number .* got True"),
         ({"protocol": {"max_histry": 3}}, "protocol has no 'max_histry'; did you mean 'max_hist"),
         ({"text": {"delimeter": ";"}}, "text has no 'delimeter'; did you mean 'delimiter'"),
     ],

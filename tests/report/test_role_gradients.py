@@ -10,7 +10,9 @@ from recemb.data.batch import Batch
 from recemb.data.synthetic_sequences import SyntheticSequences
 from recemb.models.sequence.dare import DARE
 from recemb.models.sequence.twin import TWIN
+from recemb.models.sequence.twin_4e import TWIN4E
 from recemb.report.role_gradients import RoleGradients, role_gradients
+from recemb.report.sequence_health import role_report
 from recemb.tables.full import full_tables
 
 OPTIONS = {"top_k": 3, "hidden_units": [6], "auxiliary_units": [6]}
@@ -58,6 +60,26 @@ def test_the_roles_of_apart_tables_are_their_gradients(prepared, batch) -> None:
     expected = table_gradients(model, tables, batch)
     for role in ("attention", "representation"):
         torch.testing.assert_close(getattr(found, role), expected[f"item.{role}"][found.ids])
+
+
+def test_rows_of_history_and_target_are_told_apart_where_they_have_tables(prepared, batch) -> None:
+    model, tables = made(TWIN4E, prepared)
+    found = role_gradients(model, batch, tables, column="item")
+    expected = table_gradients(model, tables, batch)
+    history = len(batch.features["item_history"].values().unique())
+    for role in ("attention", "representation"):
+        its = getattr(found, role)
+        first, second = (expected[f"{side}.{role}"] for side in ("item", "item_history"))
+        torch.testing.assert_close(its[:history], second[found.ids[:history]], **ROUNDING)
+        torch.testing.assert_close(its[history:], first[found.ids[history:]], **ROUNDING)
+
+
+@pytest.mark.parametrize(("kind", "is_shared"), [(TWIN, True), (DARE, False), (TWIN4E, False)])
+def test_roles_conflict_only_over_rows_that_they_share(prepared, batch, kind, is_shared) -> None:
+    model, tables = made(kind, prepared)
+    report = role_report(model, tables, [batch], column="item")
+    assert (report.conflicting_rows is not None) == is_shared
+    assert (report.conflicting_batches is not None) == is_shared
 
 
 def test_nothing_is_changed(prepared, batch) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from recemb.data.order import Shares
 from recemb.train import batch_loss
@@ -59,3 +60,24 @@ def test_a_rank_compiles_for_its_share_of_a_whole_batch(
 
 def test_nothing_is_compiled_unless_the_settings_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled_sizes(monkeypatch, Ranks(), batch_size=7) == set()
+
+
+def test_histories_of_many_lengths_are_not_compiled_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Sums:
+        def loss_sum(self, inputs: Tensor, labels: Tensor) -> Tensor:
+            return (inputs.sum(1) * labels).sum()
+
+    counter = CompileCounter()
+    compile_whole = torch.compile
+
+    def compile_by_counter(function: Any, **words: Any) -> Any:
+        return compile_whole(function, backend=counter, **words)
+
+    monkeypatch.setattr(batch_loss.torch, "compile", compile_by_counter)
+    settings = TrainerSettings(compile=True, batch_size=4)
+    loss: Any = BatchLoss(Sums(), settings=settings, device=torch.device("cpu"))  # type: ignore[arg-type]
+    for length in range(3, 15):
+        assert float(loss.of(torch.ones(4, length), torch.ones(4))) == 4 * length
+    assert 1 <= counter.frame_count <= 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.head import Head
 from recemb.models.sequence.history_model import HistoryModel
 from recemb.models.sequence.inputs import SequenceInputs
@@ -33,7 +34,7 @@ class BST(HistoryModel):
         hidden_units: of the head.
 
     Raises:
-        ValueError: if `num_heads` does not divide D.
+        ValueError: if `num_heads` does not divide D, or a number is below 1.
 
     Source: Chen et al., "Behavior Sequence Transformer for E-commerce Recommendation in Alibaba",
     DLP-KDD 2019, section 2.
@@ -52,6 +53,7 @@ class BST(HistoryModel):
         hidden_units: Sequence[int] = (200, 80),
     ) -> None:
         super().__init__(parts=parts, context_width=context_width)
+        at_least("BST", 1, max_history=max_history, num_heads=num_heads)
         self.max_history = max_history
         self.num_heads = num_heads
         self.dropout = dropout

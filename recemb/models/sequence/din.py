@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from recemb.models.sequence.attention import masked_softmax
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.head import draw_all
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
@@ -36,6 +37,9 @@ class DIN(SequenceModel):
         l2: on all parameters but biases and tables.
         init_std: of all these parameters; None draws them as their modules do.
 
+    Raises:
+        ValueError: on a number below its range.
+
     Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018,
     section 4.3, in the form that DARE's released code compares with: a softmax over the scores, the
     20 best behaviours, no time. DIN itself sums all behaviours by their scores as they are.
@@ -57,6 +61,7 @@ class DIN(SequenceModel):
         l2: float = 0.0,
         init_std: float | None = None,
     ) -> None:
+        at_least("DIN", 1, attention_units=attention_units)
         super().__init__(
             parts=parts,
             context_width=context_width,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recemb.models.sequence.attention import dot_scores, masked_softmax, products
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
 from recemb.models.sequence.search import full_precision
@@ -36,6 +37,9 @@ class ETA(SequenceModel):
         l2: on all parameters but biases and tables.
         init_std: of all these parameters; None draws them as their modules do.
 
+    Raises:
+        ValueError: on a number below its range.
+
     Source: Chen et al., "Efficient Long Sequential User Data Modeling for Click-Through Rate
     Prediction", arXiv 2209.12212, section 4.2. Attention over what is found is TWIN's here, and not
     of several heads, so that the two differ in the search alone.
@@ -58,6 +62,7 @@ class ETA(SequenceModel):
         l2: float = 0.0,
         init_std: float | None = None,
     ) -> None:
+        at_least("ETA", 1, num_bits=num_bits)
         super().__init__(
             parts=parts,
             context_width=context_width,

@@ -171,6 +171,8 @@ def _widths(owner: str, given: Width, columns: list[str], embedding_dim: int) ->
         return dict.fromkeys(columns, embedding_dim)
     if isinstance(given, int):
         return dict.fromkeys(columns, given)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{owner} must be a width, or one for each of {columns}, got '{given}'")
     if unknown := sorted(given.keys() - set(columns)):
         raise ValueError(f"{owner}: there is no history of {unknown}, only of {columns}")
     return {column: given.get(column, embedding_dim) for column in columns}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.eta import random_planes, signs
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing
@@ -31,6 +32,9 @@ class SDIM(SequenceModel):
         target_aware: whether the product of target and history is a feature.
         l2: on all parameters but biases and tables.
         init_std: of all these parameters; None draws them as their modules do.
+
+    Raises:
+        ValueError: on a number below its range.
 
     Source: Cao et al., "Sampling Is All You Need on Modeling Long-Term User Behaviors for CTR
     Prediction", CIKM 2022, section 4, equation 9; 48 hashes in groups of 3.
@@ -52,6 +56,7 @@ class SDIM(SequenceModel):
         l2: float = 0.0,
         init_std: float | None = None,
     ) -> None:
+        at_least("SDIM", 1, num_groups=num_groups, bits_per_group=bits_per_group)
         super().__init__(
             parts=parts,
             context_width=context_width,

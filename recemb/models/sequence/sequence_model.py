@@ -16,6 +16,7 @@ from torch import Tensor
 from recemb.data.batch import Batch
 from recemb.models.click_model import log_loss_sum
 from recemb.models.sequence.attention import dot_scores, masked_softmax, weighted_sums
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.head import Head, draw_all, squared_norm
 from recemb.models.sequence.history_model import HistoryModel
 from recemb.models.sequence.inputs import SequenceInputs
@@ -40,6 +41,9 @@ class Weights(NamedTuple):
 class SequenceModel(HistoryModel):
     """A target, and the behaviours before it, to a logit.
 
+    Attributes:
+        ranks_all: whether `Weights.full` says which behaviours of a history are worth most.
+
     Args:
         parts: what behaviours consist of, and where their vectors are.
         context_width: C, of dense columns and features without a history.
@@ -54,9 +58,14 @@ class SequenceModel(HistoryModel):
         init_std: every such parameter is drawn from N(0, init_std); None draws each as its module
             does.
 
+    Raises:
+        ValueError: on a number below its range.
+
     Source: Feng et al., "Long-Sequence Recommendation Models Need Decoupled Embeddings", ICLR 2025,
     section 4; auxiliary loss, l2 and init_std from its released code.
     """
+
+    ranks_all: bool = True
 
     def __init__(
         self,
@@ -71,6 +80,9 @@ class SequenceModel(HistoryModel):
         init_std: float | None = None,
     ) -> None:
         super().__init__(parts=parts, context_width=context_width)
+        owner = type(self).__name__
+        at_least(owner, 1, top_k=top_k)
+        at_least(owner, 0, l2=l2, init_std=init_std)
         self.top_k = top_k
         self.target_aware = target_aware
         self.l2 = l2

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recemb.models.sequence.attention import masked_softmax, products
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.head import draw_all
 from recemb.models.sequence.inputs import SequenceInputs
 from recemb.models.sequence.part import Part, Sharing, part_named
@@ -43,8 +44,8 @@ class SIM(SequenceModel):
         init_std: of all parameters but biases; None draws them as their modules do.
 
     Raises:
-        ValueError: on an unknown search, a number of heads that does not divide D, or, for hard
-            search, if there is no column `category`.
+        ValueError: on an unknown search, soft search without the auxiliary loss, a number of heads
+            that does not divide D, or, for hard search, if there is no column `category`.
 
     Source: Pi et al., "Search-based User Interest Modeling with Lifelong Sequential Behavior Data
     for Click-Through Rate Prediction", CIKM 2020, sections 3.1 and 3.2. Soft search is exact here
@@ -66,6 +67,12 @@ class SIM(SequenceModel):
         target_aware: bool = True,
         init_std: float | None = None,
     ) -> None:
+        at_least("SIM", 1, num_heads=num_heads)
+        if search == "soft" and auxiliary_units is None:
+            raise ValueError(
+                "SIM: soft search learns from the auxiliary loss alone; auxiliary_units=null would "
+                "leave it random"
+            )
         super().__init__(
             parts=parts,
             context_width=context_width,
@@ -77,6 +84,7 @@ class SIM(SequenceModel):
             init_std=init_std,
         )
         width = sum(p.attention.dim for p in self.parts)
+        self.ranks_all = search == "soft"
         if search not in get_args(Search):
             raise ValueError(f"SIM: search must be one of {get_args(Search)}, got '{search}'")
         if width % num_heads:
@@ -106,7 +114,7 @@ class SIM(SequenceModel):
             assert self.category is not None
             wanted = inputs.ids[self.category.target].unsqueeze(1)
             is_same = inputs.ids[self.category.history] == wanted
-            found = most_recent(is_same, is_valid, self.top_k)
+            found = most_recent(is_same, is_valid & is_same, self.top_k)
             full = is_valid / is_valid.sum(1, keepdim=True).clamp(min=1)
         # <K_h e, Q_h v> = <e, K_h' Q_h v>, so that no map reads the history.
         heads = torch.unflatten(self.query(target), 1, (self.num_heads, -1))
