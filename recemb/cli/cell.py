@@ -17,6 +17,7 @@ from recemb.train.configuration import config_hash
 ALL = "all"
 _METHOD_KEYS = ("embedding", "label", "budgets", "overrides")
 _SWEEP_KEYS = ("methods", "budgets", "seeds", "overrides")
+_SWEPT = {"embedding": "methods", "budget": "budgets", "seed": "seeds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,14 @@ def cells_of(sweep: Mapping[str, Any], *, common: Sequence[str] = ()) -> list[Ce
         ValueError: on an unknown key or method, or if two cells are the same.
     """
     _check_keys("sweep", sweep, _SWEEP_KEYS)
+    for word in common:
+        if (key := word.partition("=")[0].lstrip("+~")) in _SWEPT:
+            raise ValueError(
+                f"sweep: {word} is for one run; a sweep has sweep.{_SWEPT[key]}=[...] of them"
+            )
+    for key in ("methods", "budgets", "seeds"):
+        if not isinstance(sweep[key], Sequence) or isinstance(sweep[key], str):
+            raise ValueError(f"sweep.{key} is a list, sweep.{key}=[...], got {sweep[key]!r}")
     cells = [
         Cell(
             label=str(method.get("label", method["embedding"])),

@@ -17,6 +17,7 @@ from recemb.cli.train import experiment_of
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
 from recemb.tables.tables import Tables
+from recemb.train.configuration import check_data
 from recemb.train.restore import restore
 from recemb.train.summary import read_summary
 
@@ -65,6 +66,7 @@ def finished_run(folder: Path, *, cache: str | None, trusted: bool) -> FinishedR
     config = OmegaConf.create(plain)
     config.trainer.device = "cpu"
     prepared = find_prepared(config, Path(config.paths.cache if cache is None else cache))
+    check_data(folder, prepared.digest)
     experiment = experiment_of(config, prepared, resume_command="")
     tables, model = restore(experiment, folder=folder)
     return FinishedRun(

@@ -106,7 +106,8 @@ def _explain_launcher(arguments: Sequence[str]) -> str | None:
 
 
 def _explain(config_name: str, overrides: Sequence[str], error: HydraException) -> str:
-    known = {*_keys(compose(config_name)), *_groups()}
+    chosen = [o for o in overrides if _is_choice(o)]
+    known = {*_keys(compose(config_name, overrides=chosen)), *_groups()}
     lines = [str(error).splitlines()[0]]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -122,6 +123,12 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
             lines += _nearest(key, known)
             break
     return "\n".join(lines)
+
+
+def _is_choice(override: str) -> bool:
+    """Return whether an override chooses one of a group's files, which then says what keys are."""
+    group, _, value = override.partition("=")
+    return group in _groups() and value in _options(group)
 
 
 def _nearest(word: str, candidates: Sequence[str] | set[str], prefix: str = "") -> list[str]:

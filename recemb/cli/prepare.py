@@ -74,7 +74,13 @@ def find_prepared(config: DictConfig, cache: Path) -> Prepared:
 
 
 def _settings(config: DictConfig) -> tuple[dict[str, Any], str | None]:
-    """Return the data set's settings, and where its raw files are, which is none of them."""
+    """Return the data set's settings, and where its raw files are, which is none of them.
+
+    Raises:
+        ValueError: if one must be given, and is not.
+    """
+    if missing := sorted(map(str, OmegaConf.missing_keys(config.data))):
+        raise ValueError(f"{missing[0]} is missing; set {missing[0]}=...")
     settings = OmegaConf.to_container(config.data, resolve=True)
     assert isinstance(settings, dict)
     raw = settings.pop("raw", None)

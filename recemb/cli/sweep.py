@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,8 +25,10 @@ from recemb.cli.cell import Cell, ComposedCell, cells_of, compose_cell, quoted
 from recemb.cli.failure import user_errors
 from recemb.cli.overrides import LEAVE_NO_FILES, sweep_words
 from recemb.cli.plan import plan_of
+from recemb.cli.prepare import find_prepared
 from recemb.cli.status import INTERRUPTED
 from recemb.report.rows import finished_row, write_rows
+from recemb.train.configuration import check_data
 from recemb.train.summary import read_summary
 
 ROWS, OUTPUT, _LOCK, _FACTS = "rows.csv", "output.txt", ".lock", "cell.json"
@@ -152,6 +154,9 @@ class Sweep:
         summary = read_summary(folder / "summary.json")
         if summary is None or summary.get("config_hash") != composed.hash:
             return None
+        with suppress(FileNotFoundError):  # without its data the row stands
+            prepared = find_prepared(composed.config, Path(composed.config.paths.cache))
+            check_data(folder, prepared.digest)
         facts = folder / _FACTS
         commit = json.loads(facts.read_text(encoding="utf-8"))["commit"] if facts.exists() else None
         return self._named(composed) | finished_row(summary) | {"commit": commit}

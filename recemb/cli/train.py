@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from recemb.cli.status import INTERRUPTED
 from recemb.data.prepared import Prepared
 from recemb.models.click_model import ClickModel
 from recemb.tables.method import Budget, Method
-from recemb.train.configuration import claim_folder, config_hash
+from recemb.train.configuration import claim_data, claim_folder, config_hash
 from recemb.train.experiment import Experiment, run_experiment
 from recemb.train.launch import launch_of
 from recemb.train.log import NoTracker, QuietLog, RunLog, TensorBoard, Tracker
 from recemb.train.progress import InterruptedFitError, StageReachedError
 from recemb.train.ranks import Ranks, process_group
 from recemb.train.summary import describe, read_summary, write_summary
+
+_CONFIG_FLAGS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp")
 
 
 def run(arguments: list[str]) -> int:
@@ -76,7 +80,7 @@ def _train(config: DictConfig, ranks: Ranks) -> dict[str, Any]:
 
     def begin() -> None:
         claim_folder(folder, settings)
-        prepare_from(config, overwrite=False)
+        claim_data(folder, prepare_from(config, overwrite=False).digest)
 
     ranks.first_alone("data", begin)
     if finished := read_summary(folder / "summary.json"):
@@ -108,6 +112,9 @@ def experiment_of(config: DictConfig, prepared: Prepared, *, resume_command: str
     Raises:
         ValueError: if the model is none, or a constructor refuses its arguments.
     """
+    for key in ("seed", "embedding_dim"):
+        if not isinstance(config[key], int) or isinstance(config[key], bool):
+            raise ValueError(f"{key} must be a whole number, got {config[key]!r}")
     return Experiment(
         prepared=prepared,
         method=method_of(config),
@@ -261,7 +268,21 @@ def _tracker(config: DictConfig, folder: Path) -> Tracker:
 
 
 def _command() -> str:
-    # Of a multirun, the words of this run alone.
-    told = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
-    words = [w for w in told if not w.startswith(("paths.run=", "stop_before="))]
-    return " ".join(["recemb train", *words])
+    words = sys.argv[1:]
+    if HydraConfig.initialized():
+        # Of a multirun, the words of this run alone; of flags, those that say where files are.
+        state = HydraConfig.get()
+        kept = [*state.overrides.task]
+        words = [*_config_flags(words), *kept]
+    words = [w for w in words if not w.startswith(("paths.run=", "stop_before="))]
+    return " ".join(["recemb train", *map(shlex.quote, words)])
+
+
+def _config_flags(words: Sequence[str]) -> list[str]:
+    """Return the flags among a command's words that name configurations, with their values."""
+    found: list[str] = []
+    for number, word in enumerate(words):
+        name, has_value, _ = word.partition("=")
+        if name in _CONFIG_FLAGS:
+            found += [word] if has_value else list(words[number : number + 2])
+    return found

@@ -41,7 +41,8 @@ def first_change(recorded: Sequence[dict[str, Any]], paths: Sequence[Path]) -> s
     for entry, path in zip(recorded, paths, strict=True):
         stat = stat_entry(path)
         if stat["bytes"] != entry["bytes"]:
-            return f"{path} had {entry['bytes']} bytes and now has {stat['bytes']}"
+            sizes = f"had {entry['bytes']} bytes and now has {stat['bytes']}"
+            return f"{path.name} {sizes} ({path})"
         if any(stat[f] != entry[f] for f in _STAT_FIELDS) and sha256(path) != entry["sha256"]:
-            return f"the content of {path} has changed"
+            return f"the content of {path} has changed, or it is another file"
     return None

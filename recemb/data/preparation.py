@@ -60,8 +60,9 @@ def prepare_once(
             return Prepared(out)
         if reason:
             raise ValueError(
-                f"data '{name}': {out} cannot be used: {reason}; set overwrite=true to prepare it "
-                "again, or prepare into another folder"
+                f"data '{name}': {out} cannot be used: {reason}; prepare into another folder "
+                "(another paths.cache), or again with overwrite=true (`recemb prepare`): runs that "
+                "were trained on what is there then refuse it"
             )
         if out.exists() and not (out / MANIFEST_NAME).exists() and any(out.iterdir()):
             raise ValueError(

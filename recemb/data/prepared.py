@@ -1,5 +1,7 @@
 """A prepared data set: memory-mapped columns, and batches of them."""
 
+import hashlib
+import json
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,12 @@ class Prepared:
         self._check_sizes()
         self._columns: dict[str, SplitColumns] = {}
         self._behaviours = Behaviours.stored(self.folder / "behaviours", self.schema)
+
+    @property
+    def digest(self) -> str:
+        """Return what names the content: the columns, the vocabularies and the splits."""
+        content = {"files": self.manifest["files"], "rows": self.manifest["rows"]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def num_rows(self, split: str) -> int:
         """Return the number of examples of `split`.

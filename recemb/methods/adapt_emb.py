@@ -174,8 +174,21 @@ def frequency_ranks(spec: TableSpec, stats: IdCounts) -> Tensor:
     Args:
         spec: the table; the counts of all its features are added.
         stats: how often the training split has each id.
+
+    Raises:
+        ValueError: if there are counts, but none of this table's features, or too many or few.
     """
     counts = [stats[f] for f in spec.feature_names if f in stats]
+    if stats and not counts:
+        raise ValueError(
+            f"table '{spec.name}': there are counts of {sorted(stats)}, and none of its features "
+            f"{list(spec.feature_names)}; give none at all if ids are in order of frequency"
+        )
+    for its in counts:
+        if its.numel() != spec.num_embeddings:
+            raise ValueError(
+                f"table '{spec.name}': it has {spec.num_embeddings} ids and {its.numel()} counts"
+            )
     if not counts:
         return torch.arange(spec.num_embeddings, dtype=torch.int32)
     total = torch.stack(list(counts)).sum(dim=0)

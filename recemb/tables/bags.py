@@ -42,6 +42,13 @@ class Bags:
 
 def is_one_hot(features: KeyedJaggedTensor) -> bool:
     """Return whether every bag holds exactly one id and no id has a weight."""
+    if not isinstance(features, KeyedJaggedTensor):
+        raise TypeError(
+            f"tables read a KeyedJaggedTensor, got {type(features).__name__}; make one with "
+            "KeyedJaggedTensor.from_lengths_sync(names, ids, lengths)"
+        )
+    if features.values().is_floating_point():
+        raise TypeError(f"ids must be integers, got {features.values().dtype}")
     lengths: Tensor = features.lengths()
     return (
         features.weights_or_none() is None

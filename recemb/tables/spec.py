@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 Pooling = Literal["sum", "mean", "none"]
@@ -35,7 +36,16 @@ class TableSpec:
     pooling: Pooling = "sum"
 
     def __post_init__(self) -> None:
+        if isinstance(self.feature_names, str):
+            raise ValueError(
+                f"table '{self.name}': feature_names are several, ({self.feature_names!r},) for one"
+            )
         for field in ("num_embeddings", "embedding_dim"):
+            if not isinstance(getattr(self, field), Integral):
+                raise ValueError(
+                    f"table '{self.name}': {field} must be a whole number, "
+                    f"got {getattr(self, field)!r}"
+                )
             if getattr(self, field) < 1:
                 raise ValueError(
                     f"table '{self.name}': {field} must be at least 1, got {getattr(self, field)}"

@@ -12,8 +12,10 @@ import yaml
 _NOT_HASHED = (
     *("paths.", "logger.", "progress", "traceback", "name", "data.raw"),
     *("sharding", "world_size", "timeout_seconds", "stop_before"),
-    *("trainer.async_checkpoint", "trainer.keep_checkpoints"),
+    *("trainer.async_checkpoint", "trainer.keep_checkpoints", "trainer.keep_freed_memory"),
 )
+DATA = "data.json"
+"""What a run folder says of the data that it was trained on."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -50,6 +52,39 @@ def claim_folder(folder: Path, config: Mapping[str, Any]) -> None:
         f"the run in {folder} began with another configuration: {shown}. Use its configuration to "
         "resume it, or another paths.run to start afresh"
     )
+
+
+def claim_data(folder: Path, digest: str) -> None:
+    """Note in a new run folder which prepared data it reads, or check that they are the same.
+
+    Args:
+        folder: of the run.
+        digest: names the data's content.
+
+    Raises:
+        ValueError: if the run began with others.
+    """
+    check_data(folder, digest)
+    path = folder / DATA
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"digest": digest}), encoding="utf-8")
+        unfinished.replace(path)
+
+
+def check_data(folder: Path, digest: str) -> None:
+    """Check that prepared data are those of a run; runs from before that was noted pass.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    path = folder / DATA
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["digest"] != digest:
+        raise ValueError(
+            f"the run in {folder} was trained on other data than are prepared now: their raw files "
+            "differ. Use another paths.run for these, or prepare the run's own again (another "
+            "paths.cache keeps both)"
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -86,6 +87,8 @@ class TrainerSettings:
             "num_threads",
         ):
             value = getattr(self, name)
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+                raise ValueError(f"trainer.{name} must be a whole number, got {value!r}")
             if value is not None and value < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {value}")
         if self.monitor not in LOWER_IS_BETTER:
@@ -103,11 +106,16 @@ class TrainerSettings:
         """Return the device to train on.
 
         Raises:
-            ValueError: if CUDA is asked for and absent.
+            ValueError: if CUDA is asked for and absent, or on an unknown device.
         """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self.device)
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"trainer.device must be auto, cpu or cuda, got '{self.device}'"
+            ) from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 "trainer.device=cuda, but torch sees no CUDA device; set trainer.device=cpu or see "

@@ -28,9 +28,9 @@ def test_every_method_meets_every_budget_and_seed() -> None:
 
 def test_a_cell_is_told_of_sweep_then_line_then_itself() -> None:
     method = {"embedding": "hash", "overrides": ["embedding.hashing=modulo"]}
-    (cell,) = cells_of(sweep(methods=[method], overrides=["model=lr"]), common=["seed=5"])
+    (cell,) = cells_of(sweep(methods=[method], overrides=["model=lr"]), common=["embedding_dim=5"])
     assert cell.overrides == (
-        *("model=lr", "seed=5", "embedding=hash", "budget=0.5", "seed=1"),
+        *("model=lr", "embedding_dim=5", "embedding=hash", "budget=0.5", "seed=1"),
         "embedding.hashing=modulo",
     )
 
@@ -114,3 +114,15 @@ def test_a_misspelt_override_is_an_error() -> None:
 def test_any_text_can_be_quoted(text: str) -> None:
     cell = Cell(label="x", budget=None, seed=1, overrides=(quoted("paths.data", text),))
     assert compose_cell(cell).config.paths.data == text
+
+
+@pytest.mark.parametrize(("word", "key"), [("embedding=hash", "methods"), ("seed=3", "seeds")])
+def test_what_a_sweep_varies_is_not_overridden_for_all(word: str, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{word} is for one run; a sweep has sweep\.{key}="):
+        cells_of(sweep(), common=[word])
+
+
+@pytest.mark.parametrize(("key", "value"), [("budgets", 0.1), ("methods", "hash"), ("seeds", 1)])
+def test_a_single_value_is_no_list(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"sweep\.{key} is a list"):
+        cells_of({**sweep(), key: value})

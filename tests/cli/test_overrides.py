@@ -38,6 +38,22 @@ def test_a_misspelt_override_names_the_nearest(override: str, meant: str) -> Non
     assert f"did you mean {meant}?" in complaint
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("data=criteo data.raw=a model=dcnv2 trainer.batchsize=1", "mean trainer.batch_size?"),
+        ("model=dcnv2 model.num_cross=2", "mean model.num_cross_layers?"),
+        ("embedding=unified embedding.lookup=3", "mean embedding.lookups?"),
+        ("experiment=ml100k_dere", "mean experiment=ml100k_dare?"),
+        ("debug=fst", "there is no such debug"),
+    ],
+)
+def test_keys_are_those_of_what_is_chosen(arguments: str, complaint: str) -> None:
+    found = explain_bad_overrides("train", arguments.split())
+    assert found is not None
+    assert complaint in found
+
+
 def test_a_word_that_is_no_override_is_explained() -> None:
     complaint = explain_bad_overrides("train", ["deepfm"])
     assert complaint is not None

@@ -62,7 +62,7 @@ def test_complete_and_unchanged_set_is_not_written_again(tmp_path: Path) -> None
 
 def test_changed_setting_is_named(tmp_path: Path) -> None:
     prepare(tmp_path / "out", Calls())
-    with pytest.raises(ValueError, match=r"setting 'a\.b' was 1 and is now 2; set overwrite=true"):
+    with pytest.raises(ValueError, match=r"setting 'a\.b' was 1 and is now 2; .*overwrite=true"):
         prepare(tmp_path / "out", Calls(), settings={"a": {"b": 2}})
 
 

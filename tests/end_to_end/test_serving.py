@@ -54,8 +54,8 @@ def training(raw: Path) -> DictConfig:
     return composed(
         "train",
         [
-            *("data=table", f"data.raw={raw}", "data.label=click", "data.split.rule=files"),
-            *("~data.split.val", "~data.split.test", "~data.split.seed"),
+            *("data=table", f"data.raw={raw}", "data.label=click"),
+            "data.split={rule: files}",
             "data.files={train: [train.csv], val: [val.csv], test: [test.csv]}",
             *("+data.dense={price: log, size: standardise}", "+data.categorical.shop=vocabulary"),
             "+data.categorical.item={encoding: hash, num_embeddings: 600}",
