@@ -43,7 +43,7 @@ class BehaviourLog(Dataset):
         files: Sequence[str],
         columns: Mapping[str, str],
         keys: KeyKind = "int",
-        only: Mapping[str, str] | None = None,
+        only: Mapping[str, str | int | None] | None = None,
         text: Mapping[str, Any] | None = None,
         on_bad_line: OnBadLine = "raise",
         protocol: Mapping[str, Any] | None = None,
@@ -69,7 +69,7 @@ class BehaviourLog(Dataset):
         self.only = None
         if only is not None:
             ((column, value),) = only.items()
-            if isinstance(value, bool) or value is None:
+            if value is None or isinstance(value, bool):
                 raise ValueError(
                     f"data '{self.name}': only: {column} must be a word or a number as the file "
                     f"has it, got {value!r}; write it in quotes, {{{column}: 'true'}}"

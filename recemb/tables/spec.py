@@ -36,7 +36,8 @@ class TableSpec:
     pooling: Pooling = "sum"
 
     def __post_init__(self) -> None:
-        if isinstance(self.feature_names, str):
+        names: object = self.feature_names
+        if isinstance(names, str):
             raise ValueError(
                 f"table '{self.name}': feature_names are several, ({self.feature_names!r},) for one"
             )

@@ -87,7 +87,7 @@ class TrainerSettings:
             "num_threads",
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            if value is not None and not isinstance(value, Integral):
                 raise ValueError(f"trainer.{name} must be a whole number, got {value!r}")
             if value is not None and value < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {value}")

@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from recemb.cli.train import _command
 
@@ -17,5 +18,6 @@ from recemb.cli.train import _command
     ],
 )
 def test_what_was_given_is_told(monkeypatch: pytest.MonkeyPatch, given, told) -> None:
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: False))
     monkeypatch.setattr("sys.argv", ["recemb train", *given])
     assert shlex.split(_command()) == ["recemb", "train", *told]
