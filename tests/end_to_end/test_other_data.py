@@ -1,4 +1,4 @@
-"""Runs, and what is made of them, refuse data that were prepared anew from other files."""
+"""What users do to the data of a run: prepare them anew from other files, or give no clicks."""
 
 import csv
 from pathlib import Path
@@ -54,3 +54,13 @@ def test_another_day_is_not_taken_for_the_day_of_training(
         assert "was trained on other data" in capsys.readouterr().err
     assert recemb("prepare", *COLUMNS, cache, f"data.raw={days[0]}", "overwrite=true") == 0
     assert recemb(*export) == 0
+
+
+def test_a_metric_that_is_no_number_is_warned_of(tmp_path: Path) -> None:
+    folder = write(tmp_path / "day", 1)
+    lines = (folder / "clicks.csv").read_text().splitlines()
+    never = [lines[0], *(line.rpartition(",")[0] + ",0" for line in lines[1:])]
+    (folder / "clicks.csv").write_text("\n".join(never) + "\n")
+    paths = [f"paths.cache={tmp_path / 'cache'}", f"paths.run={tmp_path / 'run'}"]
+    with pytest.warns(UserWarning, match=r"val/auc is not a number .* trainer\.monitor"):
+        assert recemb("train", *COLUMNS, *COMMON, *paths, f"data.raw={folder}") == 0
