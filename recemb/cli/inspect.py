@@ -68,14 +68,15 @@ def inspect_run(config: DictConfig) -> tuple[Page, Path]:
     by_feature = {f: prepared.id_counts(f) for f in prepared.schema.feature_names}
     found = show_tables(page, tables, by_feature, max_ids=config.max_ids)
     out = Path(config.run) / "inspect" if config.out is None else Path(config.out)
+    # What follows may take long, or more memory than there is.
     page.write(out, "inspect.md")
     _write_csv(out / "vectors.csv", found)
     if isinstance(model, SequenceModel):
         _show_sequences(page, ended, model, config)
     elif isinstance(model, HistoryModel):
         page.text(
-            f"Attention and gradients of the two roles are not shown of {type(model).__name__}, "
-            "which reads the most recent behaviours and searches for none."
+            "Attention and gradients of the two roles are shown of models that sum a history by "
+            f"weights, which {type(model).__name__} does not."
         )
     page.write(out, "inspect.md")
     return page, out

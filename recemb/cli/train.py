@@ -271,9 +271,7 @@ def _command() -> str:
     words = sys.argv[1:]
     if HydraConfig.initialized():
         # Of a multirun, the words of this run alone; of flags, those that say where files are.
-        state = HydraConfig.get()
-        kept = [*state.overrides.task]
-        words = [*_config_flags(words), *kept]
+        words = [*_config_flags(words), *HydraConfig.get().overrides.task]
     words = [w for w in words if not w.startswith(("paths.run=", "stop_before="))]
     return " ".join(["recemb train", *map(shlex.quote, words)])
 

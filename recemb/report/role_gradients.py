@@ -100,18 +100,18 @@ def role_gradients(
         grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     is_valid = inputs.is_valid
     history_ids, target_ids = (batch.features[f].values() for f in (part.history, part.target))
-    num = tables.outputs[own.attention.history][0].num_ids or 0
     is_apart = _table(tables, own.attention.history) != _table(tables, own.attention.target)
-    rows = torch.cat([history_ids, target_ids + num if is_apart else target_ids])
-    distinct, places = torch.unique(rows, return_inverse=True)
+    which = torch.cat([torch.zeros_like(history_ids), torch.full_like(target_ids, is_apart)])
+    rows = torch.stack([which, torch.cat([history_ids, target_ids])])
+    distinct, places = torch.unique(rows, dim=1, return_inverse=True)
 
     def by_row(history: Tensor, target: Tensor) -> Tensor:
         grad = torch.cat([history[is_valid], target])
-        return grad.new_zeros(len(distinct), grad.shape[1]).index_add(0, places, grad)
+        return grad.new_zeros(distinct.shape[1], grad.shape[1]).index_add(0, places, grad)
 
     return RoleGradients(
         is_shared=own.attention.history == own.representation.history,
-        ids=torch.where(distinct < num, distinct, distinct - num) if is_apart else distinct,
+        ids=distinct[1],
         attention=by_row(grads[0], grads[1]),
         representation=by_row(grads[2], grads[3]),
     )

@@ -41,7 +41,11 @@ class Bags:
 
 
 def is_one_hot(features: KeyedJaggedTensor) -> bool:
-    """Return whether every bag holds exactly one id and no id has a weight."""
+    """Return whether every bag holds exactly one id and no id has a weight.
+
+    Raises:
+        TypeError: if these are no features, or ids are no integers: it is asked of every batch.
+    """
     if not isinstance(features, KeyedJaggedTensor):
         raise TypeError(
             f"tables read a KeyedJaggedTensor, got {type(features).__name__}; make one with "

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from recemb.checkpoint.atomic import whole_file
+
 # What does not change the result of a run.
 _NOT_HASHED = (
     *("paths.", "logger.", "progress", "traceback", "name", "data.raw"),
@@ -35,11 +37,9 @@ def claim_folder(folder: Path, config: Mapping[str, Any]) -> None:
         ValueError: if another configuration began there; names the first keys that differ.
     """
     path = folder / "config.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         return
     present = yaml.safe_load(path.read_text(encoding="utf-8"))
     if config_hash(present) == config_hash(config):
@@ -67,9 +67,8 @@ def claim_data(folder: Path, digest: str) -> None:
     check_data(folder, digest)
     path = folder / DATA
     if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"digest": digest}), encoding="utf-8")
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps({"digest": digest}), encoding="utf-8")
 
 
 def check_data(folder: Path, digest: str) -> None:

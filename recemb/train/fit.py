@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -326,13 +325,6 @@ class Fit:
         self._last_metrics = {k: metrics[k] for k in dict.fromkeys((settings.monitor, "val/auc"))}
         self.log.show(self._last_metrics)
         recipe, value = self.plan.recipe, metrics[settings.monitor]
-        if math.isnan(value):
-            warnings.warn(
-                f"{settings.monitor} is not a number (AUC needs clicks and non-clicks in the "
-                "validation split), so no epoch is better than another; set trainer.monitor to "
-                "another metric, such as val/logloss",
-                stacklevel=2,
-            )
         is_eligible = recipe.eligible is None or recipe.eligible()
         if is_eligible:
             self._is_new_best = progress.note_value(value, settings)

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -59,12 +60,19 @@ class Progress:
     def note_value(self, value: float, settings: TrainerSettings) -> bool:
         """Note what an evaluation after `step` found; return whether it is the best so far.
 
-        One that is not moves the plateau and the patience.
+        One that is not moves the plateau and the patience. What is not a number is the best only
+        while there is nothing else.
         """
-        gain = math.inf
-        if self.best_value is not None:
-            gain = value - self.best_value
-            gain = -gain if LOWER_IS_BETTER[settings.monitor] else gain
+        if math.isnan(value):
+            warnings.warn(
+                f"{settings.monitor} is not a number (AUC needs clicks and non-clicks in the "
+                "validation split), so this evaluation is no better than others; set "
+                "trainer.monitor to another metric, such as val/logloss",
+                stacklevel=2,
+            )
+        best, gain = self.best_value, math.inf
+        if best is not None and not (math.isnan(best) and not math.isnan(value)):
+            gain = best - value if LOWER_IS_BETTER[settings.monitor] else value - best
         if gain >= settings.min_improvement:
             self.best_step, self.best_value, self.bad_evaluations = self.step, value, 0
             return True

@@ -106,4 +106,4 @@ def test_what_is_missing_is_said(
 def test_a_model_without_a_search_says_what_is_not_shown(runs: Path) -> None:
     page, _ = inspected(runs / "bst")
     assert "## Vectors" in page
-    assert "not shown of BST" in page
+    assert "which BST does not" in page

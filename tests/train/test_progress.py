@@ -1,5 +1,7 @@
 """What evaluations without improvement do to learning rate and patience."""
 
+import math
+
 import pytest
 
 from recemb.train.progress import Progress
@@ -41,6 +43,18 @@ def test_a_loss_improves_by_falling() -> None:
     progress, settings = Progress(best_value=0.5), TrainerSettings(monitor="val/logloss")
     assert not progress.note_value(0.6, settings)
     assert progress.note_value(0.4, settings)
+
+
+def test_what_is_no_number_is_the_best_only_while_there_is_nothing_else() -> None:
+    progress, settings = Progress(step=1), TrainerSettings(patience=9)
+    with pytest.warns(UserWarning, match="val/auc is not a number"):
+        assert progress.note_value(math.nan, settings)
+    with pytest.warns(UserWarning, match="val/auc is not a number"):
+        assert not progress.note_value(math.nan, settings)
+    assert progress.note_value(0.6, settings)
+    with pytest.warns(UserWarning, match="val/auc is not a number"):
+        assert not progress.note_value(math.nan, settings)
+    assert (progress.best_value, progress.bad_evaluations) == (0.6, 1)
 
 
 def test_no_patience_at_all_is_refused() -> None:

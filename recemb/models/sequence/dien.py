@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from recemb.models.click_model import log_loss_sum
 from recemb.models.sequence.attention import masked_softmax
+from recemb.models.sequence.checks import at_least
 from recemb.models.sequence.head import Head
 from recemb.models.sequence.history_model import HistoryModel
 from recemb.models.sequence.inputs import SequenceInputs
@@ -55,8 +56,7 @@ class DIEN(HistoryModel):
         hidden_units: Sequence[int] = (200, 80),
     ) -> None:
         super().__init__(parts=parts, context_width=context_width)
-        if max_history < 1:
-            raise ValueError(f"DIEN: max_history must be at least 1, got {max_history}")
+        at_least("DIEN", 1, max_history=max_history)
         self.max_history = max_history
         self.auxiliary_weight = auxiliary_weight
         width = sum(p.representation.dim for p in self.parts)
